@@ -1,0 +1,161 @@
+"""The measured side of the accuracy contract: R of a candidate on random and hostile data.
+
+R = max (|Ĉ - C| - u_out·|C|) / (u·G): the error beyond the final rounding, in units of
+u·(|α||A||B| + |β||C|), against a reference of twice the precision. Large results are judged
+on sampled rows; float64 and complex128 on sampled elements, summed exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from autogemm import precision
+from autogemm.operands import Operands, graded, make_operands, normal, uniform
+from autogemm.problem import Problem
+from autogemm.strategies.base import Run
+
+_SAMPLE_FLOPS = 2e10
+_EXACT_PRODUCTS = 400_000
+_DOUBLE = (torch.float64, torch.complex128)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One set of operands with the reference for some of the result's elements."""
+
+    name: str
+    typical: bool
+    operands: Operands
+    rows: torch.Tensor
+    cols: torch.Tensor
+    reference: torch.Tensor
+    scale: torch.Tensor
+    """G, elementwise."""
+
+
+def sample_references(
+    problem: Problem, device: torch.device, alpha: float, beta: float
+) -> list[Sample]:
+    """Normal, uniform and graded operands with their references."""
+    fills = [("normal", True, normal), ("uniform", True, uniform), ("graded", False, graded)]
+    samples = []
+    for name, typical, fill in fills:
+        operands = make_operands(problem, device, fill)
+        samples.append(_sample(name, typical, operands, problem, alpha, beta))
+    return samples
+
+
+def worst_ratio(
+    samples: list[Sample], run: Run, problem: Problem, alpha: float, beta: float, *,
+    bound: precision.ErrorBound,
+) -> tuple[float, bool]:  # fmt: skip
+    """R over all samples, and whether ``bound`` held.
+
+    That is rho + 4·sqrt(k) on random data, rho + growth on hostile data.
+    """
+    worst, held = 0.0, True
+    for sample in samples:
+        C = sample.operands.C
+        out = None
+        if sample.operands.out is not None:
+            assert C is not None
+            C = out = C.clone()  # the sample serves other candidates too
+        result = run(alpha, sample.operands.A, sample.operands.B, beta, C, out)
+        ratio = _ratio(result, sample, problem)
+        worst = max(worst, ratio)
+        allowed = bound.rho + (
+            4 * math.sqrt(problem.k) if sample.typical else bound.growth
+        )
+        held = held and ratio <= allowed
+    return worst, held
+
+
+def _ratio(result: torch.Tensor, sample: Sample, problem: Problem) -> float:
+    wide = sample.reference.dtype
+    values = result[sample.rows][:, sample.cols].to(wide)
+    k, dtype = problem.k, problem.dtype
+    error = (values - sample.reference).abs()
+    error -= precision.unit_roundoff(dtype) * sample.reference.abs()
+    error -= (k + 2) * precision.underflow_unit(dtype)
+    unit = precision.accumulation_roundoff(dtype) * sample.scale
+    # Not "error > 0": a NaN must count, and x/0 with x > 0 is inf, as it should be.
+    ratio = torch.where(error <= 0, 0.0, error / unit)
+    # Where the exact result is beyond the type's range, inf is right.
+    ratio[sample.reference.abs() > 0.99 * torch.finfo(dtype).max] = 0.0
+    worst = float(ratio.max())
+    return math.inf if math.isnan(worst) else worst
+
+
+def _sample(
+    name: str, typical: bool, operands: Operands, problem: Problem, alpha: float, beta: float
+) -> Sample:
+    m, n, k = problem.m, problem.n, problem.k
+    device = operands.A.device
+    if problem.dtype in _DOUBLE:
+        edge = max(1, min(8, math.isqrt(_EXACT_PRODUCTS // max(k, 1))))
+        rows, cols = _spread(m, edge, device), _spread(n, edge, device)
+    else:
+        limit = int(_SAMPLE_FLOPS / (2.0 * n * k)) if device.type == "cuda" else 32
+        rows, cols = _spread(m, max(8, min(limit, 256)), device), torch.arange(n, device=device)
+    A = operands.A[rows]
+    B = operands.B[:, cols]
+    C = None if operands.C is None else operands.C[rows][:, cols]
+    reference, scale = _reference(A, B, C, alpha, beta)
+    return Sample(name, typical, operands, rows, cols, reference, scale)
+
+
+def _spread(extent: int, count: int, device: torch.device) -> torch.Tensor:
+    """``count`` indices over an extent, its first, middle and last among them."""
+    if count >= extent:
+        return torch.arange(extent, device=device)
+    if count == 1:
+        return torch.tensor([extent // 2], device=device)
+    fixed = torch.tensor([0, extent // 2, extent - 1])
+    drawn = torch.randint(extent, (max(count - 3, 0),))
+    return torch.cat([fixed, drawn]).unique().to(device)
+
+
+def _reference(
+    A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None, alpha: float, beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = torch.complex128 if A.dtype.is_complex else torch.float64
+    if A.dtype in _DOUBLE:
+        product = _exact_product(A, B)
+    else:
+        product = A.to(wide) @ B.to(wide)
+    scale = abs(alpha) * (A.abs().double() @ B.abs().double())
+    reference = alpha * product
+    if C is not None:
+        reference += beta * C.to(wide)
+        scale += abs(beta) * C.abs().double()
+    return reference, scale
+
+
+def _exact_product(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """A·B with every element rounded once, by error-free products and ``math.fsum``."""
+    if A.dtype.is_complex:
+        real = _exact_product(torch.cat([A.real, -A.imag], 1), torch.cat([B.real, B.imag], 0))
+        imag = _exact_product(torch.cat([A.real, A.imag], 1), torch.cat([B.imag, B.real], 0))
+        return torch.complex(real, imag)
+    a, b = A.cpu(), B.cpu()
+    result = torch.empty(a.shape[0], b.shape[1], dtype=torch.float64)
+    for i in range(a.shape[0]):
+        for j in range(b.shape[1]):
+            result[i, j] = math.fsum(torch.cat(_two_product(a[i], b[:, j])).tolist())
+    return result.to(A.device)
+
+
+def _two_product(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x·y as an unevaluated sum (Dekker 1971, with Veltkamp's splitting by 2²⁷ + 1)."""
+
+    def split(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        c = v * (2.0**27 + 1)
+        high = c - (c - v)
+        return high, v - high
+
+    product = x * y
+    (xh, xl), (yh, yl) = split(x), split(y)
+    return product, ((xh * yh - product) + xh * yl + xl * yh) + xl * yl

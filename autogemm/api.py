@@ -1,0 +1,333 @@
+"""``gemm``, ``gemm_`` and ``explain``: check the call, find its plan, run it.
+
+The path of one call: ``gemm`` looks its facts up in a dictionary of warm calls; on a miss
+``_plan_call`` checks the operands (``problem``), reads the level (``precision``), asks
+``dispatch`` for a plan and binds it; the bound function runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autogemm import dispatch
+from autogemm import precision as precisions
+from autogemm import problem as problems
+from autogemm.database.lookup import evidence_for, forget_evidence
+from autogemm.device import device_of
+from autogemm.dispatch import Plan
+from autogemm.errors import InvalidProblem
+from autogemm.problem import DTYPE_NAMES
+from autogemm.strategies import Candidate, Run
+
+Scalar = complex | float | torch.Tensor
+
+_MAX_WARM_CALLS = 4096
+_warm: dict[Hashable, tuple[Run, tuple[int, int, int, int]]] = {}
+
+_is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+_cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
+_cuda_is_built = torch.backends.cuda.is_built()
+_numbers = (float, int, complex)
+
+
+def gemm(
+    alpha: Scalar,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: Scalar = 0.0,
+    C: torch.Tensor | None = None,
+    *,
+    precision: str | float | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return α·A·B + β·C, computed the fastest way known here that keeps the accuracy asked for.
+
+    Args:
+        alpha: a number, or a 0-d CPU tensor; complex only with complex operands. Where it is
+            0, A and B are not read.
+        A: (m, k), of float16, bfloat16, float32, float64, complex64 or complex128, any strides.
+        B: (k, n), of A's dtype and device.
+        beta: like ``alpha``. Where it is 0, C is not read (a NaN in it does not spread).
+        C: (m, n), of A's dtype and device; may be None where β = 0, and may be an expanded row
+            or column, as a bias is.
+        precision: ``"highest"``, ``"high"`` or ``"medium"``; or a number ε, an error budget:
+            \\|error\\| ≤ ε·(\\|α\\|\\|A\\|\\|B\\| + \\|β\\|\\|C\\|) on every element; or None, to follow what torch was
+            told (``torch.backends.cuda.matmul.fp32_precision`` and its like).
+        out: (m, n), receives the result; may be C itself, and must not otherwise share memory
+            with an operand.
+
+    Returns:
+        A new row-major (m, n) tensor, or ``out``.
+
+    Raises:
+        InvalidProblem: the operands do not form a product; raised before anything runs.
+        NoStrategy: no strategy can promise so tight a budget.
+
+    The accuracy promised is derived in ``docs/accuracy.md``. BLAS level 3 (xGEMM) is the
+    source of the corner cases: k = 0 gives β·C, m = 0 or n = 0 an empty result.
+    """
+    if _is_compiling():
+        return _composed(alpha, A, B, beta, C, precision, out)
+    key: Hashable = None
+    try:
+        # The whole cost of a warm call beyond torch's own is this tuple and one look-up.
+        key = (
+            A.shape, A.stride(), B.shape, B.stride(), A.dtype, B.dtype, A.device, B.device,
+            alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision,
+            None if C is None else (C.shape, C.stride(), C.dtype, C.device),
+            None if out is None else (C is out, out.shape, out.stride(), out.dtype, out.device),
+            (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
+            and _grad_enabled(),
+            _cuda_facts(A, B, out) if _cuda_is_built and A.is_cuda else _cpu_state(),
+        )  # fmt: skip
+        run, spans = _warm[key]
+    except (KeyError, AttributeError, TypeError, RuntimeError):
+        return _cold(alpha, A, B, beta, C, precision, out, key)
+    if out is not None and _touches(out, A, B, C, spans):
+        problems.check_out(out, A, B, C)
+        if C is not None and C is not out and problems.same_view(out, C):
+            return gemm(alpha, A, B, beta, out, precision=precision, out=out)
+    return run(alpha, A, B, beta, C, out)
+
+
+def gemm_(
+    alpha: Scalar,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: Scalar,
+    C: torch.Tensor,
+    *,
+    precision: str | float | None = None,
+) -> torch.Tensor:
+    """Update C in place to α·A·B + β·C and return it: ``gemm(..., out=C)``, BLAS's own form."""
+    return gemm(alpha, A, B, beta, C, precision=precision, out=C)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a call would run and why; prints as a report."""
+
+    plan: Plan | None
+    corner: str | None
+    device: str
+    tables: tuple[str, ...]
+    rejected: tuple[tuple[Candidate, str], ...]
+
+    @property
+    def strategy(self) -> str:
+        """The strategy's name; ``scale`` where nothing is multiplied (α = 0, k = 0, empty)."""
+        return "scale" if self.plan is None else self.plan.candidate.strategy
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The strategy's parameters."""
+        return {} if self.plan is None else self.plan.candidate.kwargs
+
+    @property
+    def source(self) -> str:
+        """``exact``, ``near``, ``model``, ``default``, or ``corner`` where nothing is multiplied."""
+        return "corner" if self.plan is None else self.plan.source
+
+    def __str__(self) -> str:
+        plan = self.plan
+        if plan is None:
+            return f"autogemm: nothing to multiply: {self.corner}"
+        lines = [
+            f"problem   {plan.problem}",
+            f"device    {self.device}",
+            f"precision {plan.tolerance} (from {plan.tolerance.source})",
+            f"runs      {plan.candidate}, {plan.mode}",
+            f"chosen by {plan.source}: {plan.detail}",
+        ]
+        if plan.expected_us is not None:
+            ratio = f", {plan.expected_ratio:.2f}x addmm" if plan.expected_ratio else ""
+            lines.append(f"expect    {plan.expected_us:.4g} us{ratio}")
+        if plan.expected_error is not None:
+            lines.append(f"error     R = {plan.expected_error:.3g} measured, in units of u*G")
+        lines += [f"tables    {', '.join(self.tables) or 'none'}"]
+        if plan.passed_over or self.rejected:
+            lines.append("rejected")
+            seen = dict.fromkeys((*plan.passed_over, *self.rejected))
+            lines += [f"  {candidate}: {reason}" for candidate, reason in seen]
+        return "\n".join(lines)
+
+
+def explain(
+    alpha: Scalar,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: Scalar = 0.0,
+    C: torch.Tensor | None = None,
+    *,
+    precision: str | float | None = None,
+    out: torch.Tensor | None = None,
+) -> Explanation:
+    """Say what ``gemm`` with these arguments would run and why; runs and writes nothing.
+
+    Takes ``gemm``'s arguments and raises its errors. ``print`` the result, or read its
+    ``strategy``, ``parameters``, ``source`` and ``plan``.
+    """
+    alpha, beta = _check(alpha, A, B, beta, C, out)
+    device = device_of(A.device)
+    evidence = evidence_for(device)
+    corner = _corner(alpha, A, B)
+    if corner is not None:
+        return Explanation(None, corner, str(device), evidence.sources, ())
+    plan = _plan(A, B, beta, C, precision, out)
+    others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
+    others += evidence.losers(plan.problem, plan.tolerance, plan.mode, plan.candidate)
+    return Explanation(plan, None, str(device), evidence.sources, tuple(others))
+
+
+def reload_tables() -> None:
+    """Read the tuning tables anew: for a process that runs on while a tuner writes them."""
+    forget_evidence()
+    _warm.clear()
+
+
+# ----------------------------------------------------------------------------- cold calls
+
+
+def _check(
+    alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any
+) -> tuple[complex | float, complex | float]:
+    dtype = getattr(A, "dtype", torch.float32)
+    known = dtype if dtype in DTYPE_NAMES else torch.complex128
+    alpha = problems.as_scalar("alpha", alpha, known)
+    beta = problems.as_scalar("beta", beta, known)
+    problems.check_operands(A, B, C, out, beta_is_zero=beta == 0)
+    return alpha, beta
+
+
+def _cold(
+    alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any, key: Hashable
+) -> torch.Tensor:
+    """The first call of its kind: check everything, plan, bind, remember, run."""
+    by_number = alpha.__class__ in _numbers and beta.__class__ in _numbers
+    alpha, beta = _check(alpha, A, B, beta, C, out)
+    precisions.resolve(precision, A.dtype, precisions.current_state(A.dtype, A.device.type))
+    if out is not None and C is not None and C is not out and problems.same_view(out, C):
+        return gemm(alpha, A, B, beta, out, precision=precision, out=out)
+    if _corner(alpha, A, B) is not None:
+        run: Run = _scale
+    else:
+        run = _plan(A, B, beta, C, precision, out).bind(device_of(A.device))
+        if C is not None and beta == 0:
+            run = _without_c(run)
+    if by_number and key is not None:
+        if len(_warm) >= _MAX_WARM_CALLS:
+            _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
+        _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
+    return run(alpha, A, B, beta, C, out)
+
+
+def _plan(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    precision: Any,
+    out: torch.Tensor | None,
+) -> Plan:
+    device_type = A.device.type
+    state = precisions.current_state(A.dtype, device_type)
+    tolerance = precisions.resolve(precision, A.dtype, state)
+    problem = problems.problem_of(A, B, C, out, beta == 0)
+    captured = device_type == "cuda" and torch.cuda.is_current_stream_capturing()
+    device = device_of(A.device)
+    mode = "graph" if captured else "eager"
+    return dispatch.plan(problem, tolerance, device, mode, evidence_for(device))
+
+
+def _corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | None:
+    """Why nothing is multiplied, or None."""
+    (m, k), n = A.shape, B.shape[1]
+    if m == 0 or n == 0:
+        return f"the result is empty ({m} x {n})"
+    if k == 0:
+        return "k = 0, so the result is beta*C"
+    if alpha == 0:
+        return "alpha = 0, so the result is beta*C and A and B are not read"
+    return None
+
+
+def _scale(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """β·C, where there is nothing to multiply."""
+    if beta == 0 or C is None:
+        return A.new_zeros(A.shape[0], B.shape[1]) if out is None else out.zero_()
+    if out is None:
+        return (C * beta).contiguous()
+    return torch.mul(C, beta, out=out)
+
+
+def _without_c(run: Run) -> Run:
+    return lambda alpha, A, B, beta, C, out: run(alpha, A, B, 0.0, None, out)
+
+
+def _cuda_facts(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None) -> Hashable:
+    return (
+        precisions.raw_cuda_state(A.dtype),
+        A.data_ptr() & 15,
+        B.data_ptr() & 15,
+        0 if out is None else out.data_ptr() & 15,
+        torch.cuda.is_current_stream_capturing(),
+    )
+
+
+def _span(x: torch.Tensor | None) -> int:
+    """Bytes from a tensor's first element to behind its last."""
+    if x is None or x.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return (last + 1) * x.element_size()
+
+
+def _touches(
+    out: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor | None,
+    spans: tuple[int, int, int, int],
+) -> bool:
+    """Whether the address range of ``out`` meets an operand's (``out`` being C does not count)."""
+    a_span, b_span, c_span, out_span = spans
+    start = out.data_ptr()
+    end = start + out_span
+    a, b = A.data_ptr(), B.data_ptr()
+    if (a < end and start < a + a_span) or (b < end and start < b + b_span):
+        return True
+    if C is None or C is out:
+        return False
+    c = C.data_ptr()
+    return c < end and start < c + c_span
+
+
+def _composed(
+    alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any
+) -> torch.Tensor:
+    """What ``torch.compile`` traces: torch's own product, at torch's own precision setting."""
+    problems.check_operands(A, B, C, None, beta_is_zero=beta == 0)
+    if precision is not None or out is not None:
+        raise InvalidProblem(
+            "precision= and out= cannot be used inside torch.compile; leave them away, and set "
+            "torch.backends.cuda.matmul.fp32_precision for the accuracy you need."
+        )
+    (m, k), n = A.shape, B.shape[1]
+    if m == 0 or n == 0 or k == 0 or alpha == 0:
+        return A.new_zeros(m, n) if beta == 0 else C * beta
+    if beta == 0:
+        return torch.addmm(A.new_zeros(1), A, B, beta=0, alpha=alpha)
+    return torch.addmm(C, A, B, beta=beta, alpha=alpha)

@@ -1,0 +1,345 @@
+"""What the tables say about a problem: an exact entry, or a prediction from its neighbours.
+
+A prediction takes the entries of the problem's class (same device, dtype, layouts and use of
+C), weighs each by its distance, and averages every candidate's measured ratio to the
+baseline. Doubt costs: the spread among the neighbours and the distance to the nearest both
+count against a candidate, so that far from all evidence the baseline stays.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
+from autogemm.database.locations import search_path, table_files, table_path
+from autogemm.database.reading import read_table
+from autogemm.device import Device, software_versions
+from autogemm.errors import DatabaseError, DatabaseWarning
+from autogemm.precision import LEVELS, Tolerance
+from autogemm.problem import Problem, log_distance
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
+
+SWITCH_MARGIN = 1.02
+"""A candidate must win by this much before it replaces the baseline."""
+FOREIGN_MARGIN = 1.2
+"""The same for results of other software versions or of a sibling device: a large win stays."""
+
+# Fitted by leave-one-out over the committed H200 table (scripts/benchmark.py --regret).
+NEAR = 1.0
+"""Up to this distance (a factor of two in one dimension) a single entry decides."""
+REACH = 4.0
+"""Beyond this distance an entry says nothing."""
+NEIGHBOURS = 5
+DOUBT_PER_SPREAD = 1.0
+DOUBT_PER_DISTANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """A candidate that evidence speaks for, with what to expect of it."""
+
+    candidate: Candidate
+    source: str
+    detail: str
+    us: float | None
+    ratio: float | None
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One table in use; ``foreign`` where it belongs to a sibling of this device."""
+
+    table: Table
+    foreign: bool
+
+
+class Evidence:
+    """All tables that speak for one device, the user's own before the shipped ones."""
+
+    def __init__(self, device: Device, sources: Sequence[Source]) -> None:
+        self._device = device
+        self._sources = tuple(sources)
+        self._by_class: dict[tuple[str, ...], list[tuple[Entry, float]]] = defaultdict(list)
+        self._exact: dict[Key, tuple[Entry, Source]] = {}
+        for source in self._sources:
+            for key, entry in source.table.entries.items():
+                if key not in self._exact:
+                    self._exact[key] = (entry, source)
+        for entry, source in self._exact.values():
+            margin = FOREIGN_MARGIN if source.foreign else SWITCH_MARGIN
+            self._by_class[entry.problem.klass].append((entry, margin))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tables in use, by path, first come first served."""
+        return tuple(str(source.table.path) for source in self._sources)
+
+    def suggestions(
+        self, problem: Problem, tolerance: Tolerance, mode: str
+    ) -> list[Suggestion]:
+        """Candidates for a problem, best first; an empty list leaves the safe default."""
+        found = self._exact.get(key_of(problem))
+        if found is not None:
+            entry, source = found
+            exact = self._from_entry(entry, source, tolerance, mode)
+            if exact is not None:
+                return exact
+        neighbours = self._by_class.get(problem.klass, ())
+        return predict(
+            [(entry, self._margin_of(entry, margin)) for entry, margin in neighbours],
+            problem,
+            tolerance,
+            mode,
+        )
+
+    def why_nothing(self, problem: Problem) -> str:
+        """Why a problem is left to the safe default, for ``explain``."""
+        if not self._sources:
+            return f"no tuning table for {self._device}; run scripts/tune.py once on this machine"
+        if key_of(problem) in self._exact:
+            return "the tables have nothing better for this precision"
+        if not self._by_class.get(problem.klass):
+            return "no tuned problem has this dtype, these layouts and this use of C"
+        return "no tuned problem is near enough to promise a gain"
+
+    def losers(
+        self, problem: Problem, tolerance: Tolerance, mode: str, chosen: Candidate
+    ) -> list[tuple[Candidate, str]]:
+        """The other candidates of an exact entry, each with what was measured against it."""
+        found = self._exact.get(key_of(problem))
+        if found is None:
+            return []
+        times = {row.candidate: time_of(row, mode) for row in found[0].measured}
+        best = times.get(chosen)
+        result = []
+        for row in found[0].measured:
+            strategy = BY_NAME.get(row.candidate.strategy)
+            if row.candidate == chosen or strategy is None:
+                continue
+            if row.status in ("unsupported", "inaccurate", "failed"):
+                result.append((row.candidate, f"{row.status} when measured: {row.note}"))
+                continue
+            bound = strategy.bound(problem, row.candidate.kwargs)
+            if not tolerance.admits(bound, problem.dtype, problem.k):
+                continue  # dispatch names the bound it exceeds
+            us = times[row.candidate]
+            if us is not None and best:
+                result.append((row.candidate, f"measured {us:.4g} us, {us / best:.2f}x the choice"))
+        return result
+
+    def _from_entry(
+        self, entry: Entry, source: Source, tolerance: Tolerance, mode: str
+    ) -> list[Suggestion] | None:
+        """What an exact entry suggests, or None where it is too old to decide."""
+        rows = {row.candidate: row for row in entry.measured}
+        where = f"measured {entry.date} ({source.table.path.name if source.table.path else 'table'})"
+        if tolerance.budget is not None:
+            margin = self._margin_of(entry, SWITCH_MARGIN)
+            return [
+                Suggestion(
+                    candidate=candidate,
+                    source="exact",
+                    detail=f"fastest within the budget, {where}",
+                    us=time_of(rows[candidate], mode),
+                    ratio=ratio,
+                    error=rows[candidate].error,
+                )
+                for candidate, ratio in _ranked(entry, tolerance, mode, margin)
+            ]
+        by_mode = _choices_at(entry, tolerance.level)
+        if not by_mode:
+            return None
+        choice = by_mode.get(mode) or next(iter(by_mode.values()))
+        drift = self._drift(entry, choice.candidate)
+        old = bool(drift) or source.foreign
+        untuned = choice.candidate == baseline(entry.problem, tolerance.level)
+        if old and choice.ratio < FOREIGN_MARGIN and not untuned:
+            return None  # small enough a win for drift to have eaten it
+        row = rows.get(choice.candidate)
+        return [
+            Suggestion(
+                candidate=choice.candidate,
+                source="exact",
+                detail=where + (f", under other versions: {drift}" if drift else ""),
+                us=choice.us,
+                ratio=choice.ratio,
+                error=None if row is None else row.error,
+            )
+        ]
+
+    def _margin_of(self, entry: Entry, margin: float) -> float:
+        return FOREIGN_MARGIN if self._drift(entry, None) else margin
+
+    def _drift(self, entry: Entry, candidate: Candidate | None) -> str:
+        """How the software a choice depends on differs from what it was measured under."""
+        for source in self._sources:
+            environment = source.table.environments.get(entry.environment)
+            if environment is not None:
+                return _version_drift(environment.versions, self._device.type, candidate)
+        return ""
+
+
+def _version_drift(
+    measured: Mapping[str, str], device_type: str, candidate: Candidate | None
+) -> str:
+    now = software_versions(device_type)
+    strategy = None if candidate is None else BY_NAME.get(candidate.strategy)
+    names = now.keys() - {"driver"} if strategy is None else set(strategy.depends_on)
+    changed = [
+        f"{name} {measured[name]} then, {now[name]} now"
+        for name in sorted(names & now.keys() & measured.keys())
+        if measured[name] != now[name]
+    ]
+    return ", ".join(changed)
+
+
+def predict(
+    entries: Iterable[tuple[Entry, float]], problem: Problem, tolerance: Tolerance, mode: str
+) -> list[Suggestion]:
+    """Candidates that the nearest entries speak for, best first; may be empty.
+
+    ``entries`` are of the problem's class, each with the margin its age demands. A suggestion
+    is made where the predicted ratio to the baseline, less the doubt, exceeds the margin.
+    """
+    near = sorted(
+        ((log_distance(entry.problem, problem), entry, margin) for entry, margin in entries),
+        key=lambda item: item[0],
+    )[:NEIGHBOURS]
+    near = [item for item in near if item[0] <= REACH]
+    if not near:
+        return []
+    nearest, entry, _ = near[0]
+    if nearest <= NEAR:
+        near = [item for item in near if item[0] <= NEAR]
+    logs: dict[Candidate, list[tuple[float, float]]] = defaultdict(list)
+    for distance, neighbour, _ in near:
+        weight = 1 / (0.25 + distance) ** 2
+        for candidate, ratio in _ratios(neighbour, problem, tolerance, mode).items():
+            logs[candidate].append((weight, math.log(ratio)))
+    margin = math.log(max(margin for _, _, margin in near))
+    scored = []
+    for candidate, points in logs.items():
+        if len(points) < len(near):
+            continue  # a neighbour could not even run it
+        total = sum(weight for weight, _ in points)
+        mean = sum(weight * value for weight, value in points) / total
+        spread = math.sqrt(sum(w * (value - mean) ** 2 for w, value in points) / total)
+        score = mean - DOUBT_PER_SPREAD * spread - DOUBT_PER_DISTANCE * nearest
+        if score > margin:
+            scored.append((score, -BY_NAME[candidate.strategy].rank, candidate, mean))
+    scored.sort(key=lambda item: item[:2], reverse=True)
+    source = "near" if nearest <= NEAR else "model"
+    what = f"{entry.problem.m}x{entry.problem.n}x{entry.problem.k}"
+    detail = f"{len(near)} tuned neighbours, the nearest {what} at log-distance {nearest:.2f}"
+    return [
+        Suggestion(
+            candidate=candidate,
+            source=source,
+            detail=detail,
+            us=None,
+            ratio=math.exp(mean),
+            error=None,
+        )
+        for _, _, candidate, mean in scored
+    ]
+
+
+def _choices_at(entry: Entry, level: str) -> Mapping[str, Choice] | None:
+    """The choices at a level, or at the next more accurate one that was tuned."""
+    for known in reversed(LEVELS[: LEVELS.index(level) + 1]):
+        if known in entry.choices:
+            return entry.choices[known]
+    return None
+
+
+def time_of(row: Measured, mode: str) -> float | None:
+    """A row's time in a mode, or in the other one where only that was taken."""
+    first, second = row.graph_us, row.eager_us
+    if mode == "eager":
+        first, second = second, first
+    return second if first is None else first
+
+
+def _ratios(
+    entry: Entry, problem: Problem, tolerance: Tolerance, mode: str
+) -> dict[Candidate, float]:
+    """Each admissible candidate's measured baseline time over its own, at one entry."""
+    rows = {row.candidate: row for row in entry.measured if row.status in ("ok", "slow")}
+    base = rows.get(baseline(entry.problem, tolerance.level))
+    base_us = None if base is None else time_of(base, mode)
+    if base_us is None:
+        return {}
+    ratios = {}
+    for candidate, row in rows.items():
+        strategy = BY_NAME.get(candidate.strategy)
+        us = time_of(row, mode)
+        if strategy is None or us is None:
+            continue
+        if tolerance.admits(strategy.bound(problem, candidate.kwargs), problem.dtype, problem.k):
+            ratios[candidate] = base_us / us
+    return ratios
+
+
+def _ranked(
+    entry: Entry, tolerance: Tolerance, mode: str, margin: float
+) -> list[tuple[Candidate, float]]:
+    ratios = _ratios(entry, entry.problem, tolerance, mode)
+    return sorted(
+        ((candidate, ratio) for candidate, ratio in ratios.items() if ratio >= margin),
+        key=lambda item: item[1],
+        reverse=True,
+    )
+
+
+# -------------------------------------------------------------------------------- loading
+
+
+@functools.lru_cache(maxsize=32)
+def _evidence(device: Device, paths: tuple[Path, ...]) -> Evidence:
+    names = frozenset(strategy.name for strategy in STRATEGIES)
+    own, relatives = [], []
+    for directory in paths:
+        for path in table_files(directory):
+            named = path == directory or path == table_path(directory, device)
+            if not named and not device.has_cuda:
+                continue  # another CPU's times say nothing about this one
+            table = _read(path, names)
+            if table is None:
+                continue
+            if table.device == device:
+                own.append(Source(table, foreign=False))
+            elif device.has_cuda and table.device.capability == device.capability:
+                relatives.append(Source(table, foreign=True))
+    return Evidence(device, own or relatives)
+
+
+def _read(path: Path, names: frozenset[str]) -> Table | None:
+    """A table, with one warning for all that is wrong with it; None where nothing is left."""
+    try:
+        table, problems = read_table(path, names)
+    except DatabaseError as error:
+        warnings.warn(f"{error} Calls use the safe default.", DatabaseWarning, stacklevel=2)
+        return None
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        warnings.warn(
+            f"{problems[0]}{more}; such entries are left out.", DatabaseWarning, stacklevel=2
+        )
+    return table
+
+
+def evidence_for(device: Device) -> Evidence:
+    """The evidence for a device; tables are read at the first call and kept."""
+    return _evidence(device, tuple(search_path()))
+
+
+def forget_evidence() -> None:
+    """Read the tables anew at the next call."""
+    _evidence.cache_clear()

@@ -1,0 +1,116 @@
+"""YAML text to dicts, lists and scalars: the subset of YAML that tables are written in.
+
+Built from the parser's events and not by a loader, because an event stream can be left at
+the first anchor, tag or level too deep, before it costs memory, runs code or overflows the
+C stack, which PyYAML's C composer does on ``[[[[…``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from autogemm.database.fields import TWICE, Invalid
+
+MAX_DEPTH = 16
+"""Tables need eight levels."""
+
+_Events = Iterator[Any]  # PyYAML's events differ in their attributes, and its stubs name few
+_Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_WORDS: dict[str, object] = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys((".inf", "+.inf", ".Inf", ".INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+# Eighteen digits fit 64 bits and stay clear of Python's limit on the conversion of long ones.
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
+
+
+def parse(text: str) -> object:
+    """The one document in ``text``, as dicts with text keys, lists, str, int, float, bool, None.
+
+    Scalars follow YAML 1.2: ``yes`` and ``2026-11-22`` are text. A key that stands twice in one
+    mapping maps to ``TWICE``. Raises ``Invalid`` with line and column for what is not YAML; for
+    anchors, aliases and tags; beyond ``MAX_DEPTH`` levels; and for a document that does not end
+    with ``...``, which is how a truncated table is told from a short one.
+    """
+    try:
+        return _document(iter(yaml.parse(text, Loader=_Parser)))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise Invalid(f"{where}expected YAML, {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters YAML rules out
+        raise Invalid(f"expected YAML, {str(error).splitlines()[0]}") from None
+
+
+def _document(events: _Events) -> object:
+    next(events)  # the start of the stream
+    if isinstance(next(events), yaml.StreamEndEvent):
+        raise Invalid("expected a table, found an empty file")
+    root = _node(next(events), events, 1)
+    if not next(events).explicit:
+        raise Invalid("expected '...' as the last line, found the end of a truncated file")
+    if not isinstance(after := next(events), yaml.StreamEndEvent):
+        raise _refused(after, "nothing after '...'", "another document")
+    return root
+
+
+def _node(event: Any, events: _Events, depth: int) -> object:
+    kind = type(event)
+    if kind is yaml.AliasEvent:
+        raise _refused(event, "no aliases", f"*{event.anchor}")
+    if event.anchor is not None:
+        raise _refused(event, "no anchors", f"&{event.anchor}")
+    if event.tag is not None:
+        raise _refused(event, "no tags", event.tag)
+    if kind is yaml.ScalarEvent:
+        return _scalar(event.value) if event.implicit[0] else event.value
+    if depth > MAX_DEPTH:
+        raise _refused(event, f"at most {MAX_DEPTH} levels", "one more")
+    if kind is yaml.SequenceStartEvent:
+        return _sequence(events, depth)
+    return _mapping(events, depth)
+
+
+def _sequence(events: _Events, depth: int) -> list[object]:
+    items: list[object] = []
+    while type(event := next(events)) is not yaml.SequenceEndEvent:
+        items.append(_node(event, events, depth + 1))
+    return items
+
+
+def _mapping(events: _Events, depth: int) -> dict[str, object]:
+    pairs: dict[str, object] = {}
+    while type(event := next(events)) is not yaml.MappingEndEvent:
+        if type(event) is not yaml.ScalarEvent or event.anchor or event.tag:
+            raise _refused(event, "a plain word as key", "something else")
+        key = event.value
+        value = _node(next(events), events, depth + 1)
+        pairs[key] = TWICE if key in pairs else value
+    return pairs
+
+
+def _scalar(text: str) -> object:
+    if text in _WORDS:
+        return _WORDS[text]
+    if text[0] in "-+.0123456789":
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+    return text
+
+
+def _refused(event: Any, expected: str, found: str) -> Invalid:
+    mark = event.start_mark
+    return Invalid(
+        f"line {mark.line + 1}, column {mark.column + 1}: expected {expected}, found {found}"
+    )

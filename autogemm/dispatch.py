@@ -1,0 +1,158 @@
+"""Problem → Plan: a table's entry, a prediction from its neighbours, or the safe default.
+
+Nothing here launches work, knows a shape threshold or a capability: what is chosen comes
+from measurements, and every choice must pass its strategy's ``reasons_not`` and bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autogemm.database.lookup import Evidence, Suggestion
+from autogemm.device import Device
+from autogemm.errors import NoStrategy
+from autogemm.precision import Tolerance, budget_of
+from autogemm.problem import Problem
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Run, baseline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will run, where the choice came from, and what to expect of it. Immutable."""
+
+    problem: Problem
+    tolerance: Tolerance
+    mode: str
+    """``eager`` or ``graph``: launched call by call, or captured and replayed."""
+    candidate: Candidate
+    source: str
+    """``exact``, ``near``, ``model`` or ``default``."""
+    detail: str
+    expected_us: float | None = None
+    expected_ratio: float | None = None
+    expected_error: float | None = None
+    passed_over: tuple[tuple[Candidate, str], ...] = ()
+    """Better-placed candidates that could not serve, each with the reason."""
+
+    def bind(self, device: Device) -> Run:
+        """The function that runs the plan."""
+        strategy = BY_NAME[self.candidate.strategy]
+        return strategy.bind(self.problem, device, self.candidate.kwargs)
+
+
+def plan(
+    problem: Problem, tolerance: Tolerance, device: Device, mode: str, evidence: Evidence
+) -> Plan:
+    """Choose. Raises ``NoStrategy``, with every reason, if nothing can keep the promise."""
+    passed_over: list[tuple[Candidate, str]] = []
+    for suggestion in evidence.suggestions(problem, tolerance, mode):
+        reason = reason_against(suggestion.candidate, problem, tolerance, device)
+        if reason is None:
+            return _from_suggestion(suggestion, problem, tolerance, mode, passed_over)
+        passed_over.append((suggestion.candidate, reason))
+    for candidate in defaults(problem, tolerance):
+        reason = reason_against(candidate, problem, tolerance, device)
+        if reason is None:
+            return Plan(
+                problem=problem,
+                tolerance=tolerance,
+                mode=mode,
+                candidate=candidate,
+                source="default",
+                detail=evidence.why_nothing(problem),
+                passed_over=tuple(passed_over),
+            )
+        passed_over.append((candidate, reason))
+    raise NoStrategy(_nothing_serves(problem, tolerance, device))
+
+
+def reason_against(
+    candidate: Candidate, problem: Problem, tolerance: Tolerance, device: Device
+) -> str | None:
+    """Why a candidate may not serve, or None if it may."""
+    strategy = BY_NAME.get(candidate.strategy)
+    if strategy is None:
+        return f"the strategy {candidate.strategy!r} is not known"
+    reasons = strategy.reasons_not(problem, device, candidate.kwargs)
+    if reasons:
+        return "; ".join(reasons)
+    bound = strategy.bound(problem, candidate.kwargs)
+    return tolerance.shortfall(bound, problem.dtype, problem.k)
+
+
+def defaults(problem: Problem, tolerance: Tolerance) -> list[Candidate]:
+    """The safe default first; behind it, for tight budgets, splits that round less often."""
+    splits = sorted({2 ** (problem.k.bit_length() // 2), 2 ** ((problem.k.bit_length() + 1) // 2)})
+    return [
+        baseline(problem, tolerance.level),
+        *(
+            Candidate.of("ksplit", form="sequential", chunks=chunks)
+            for chunks in splits
+            if chunks >= 2 and tolerance.budget is not None
+        ),
+    ]
+
+
+def rejected(
+    problem: Problem, tolerance: Tolerance, device: Device, chosen: Candidate
+) -> list[tuple[Candidate, str]]:
+    """Every other candidate of every strategy that could be tried here, or why it could not."""
+    result: list[tuple[Candidate, str]] = []
+    for strategy in STRATEGIES:
+        for params in strategy.space(problem, device):
+            candidate = Candidate.of(strategy.name, **params)
+            if candidate == chosen:
+                continue
+            reason = reason_against(candidate, problem, tolerance, device)
+            if reason is not None:
+                result.append((candidate, reason))
+    return result
+
+
+def _from_suggestion(
+    suggestion: Suggestion,
+    problem: Problem,
+    tolerance: Tolerance,
+    mode: str,
+    passed_over: list[tuple[Candidate, str]],
+) -> Plan:
+    return Plan(
+        problem=problem,
+        tolerance=tolerance,
+        mode=mode,
+        candidate=suggestion.candidate,
+        source=suggestion.source,
+        detail=suggestion.detail,
+        expected_us=suggestion.us,
+        expected_ratio=suggestion.ratio,
+        expected_error=suggestion.error,
+        passed_over=tuple(passed_over),
+    )
+
+
+def _nothing_serves(problem: Problem, tolerance: Tolerance, device: Device) -> str:
+    lines = [f"no strategy can serve {problem} at precision {tolerance} on {device}:"]
+    best: float | None = None
+    for candidate in [
+        *defaults(problem, tolerance),
+        *(
+            Candidate.of(strategy.name, **params)
+            for strategy in STRATEGIES
+            for params in strategy.space(problem, device)
+        ),
+    ]:
+        strategy = BY_NAME[candidate.strategy]
+        if not strategy.reasons_not(problem, device, candidate.kwargs):
+            promise = budget_of(strategy.bound(problem, candidate.kwargs), problem.dtype)
+            best = promise if best is None else min(best, promise)
+        reason = reason_against(candidate, problem, tolerance, device)
+        line = f"  {candidate}: {reason}"
+        if reason is not None and line not in lines:
+            lines.append(line)
+    if best is not None:
+        lines.append(
+            f"The tightest budget that {str(problem.dtype).split('.')[-1]} can promise at "
+            f"k = {problem.k} is {best:.2g}. Ask for that, use a level ('highest' promises "
+            "float32 accuracy), or use float64."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,260 @@
+"""Time and error of candidates on one problem: measures and judges, chooses nothing.
+
+Times are medians in microseconds per call. Graph time replays a CUDA graph of many calls
+over rotating operands, larger together than twice the L2 cache; eager time launches call by
+call and includes the host. What is compared is measured in turns, in one run.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from autogemm.accuracy import Sample, sample_references, worst_ratio
+from autogemm.database.entries import Measured
+from autogemm.device import Device
+from autogemm.operands import Operands, make_operands, normal
+from autogemm.precision import ErrorBound
+from autogemm.problem import Problem
+from autogemm.strategies import BY_NAME, Candidate, Run
+
+ALPHA, BETA = 1.5, 0.5
+"""Scalars every measurement uses: neither is a special case of any library."""
+
+_GRAPH_US = 1500.0
+"""Length of one replay, long against the event timer's half microsecond."""
+_EAGER_US = 1500.0
+_WARM_UP_US = 2000.0
+_MAX_CALLS = 200
+
+EAGER_EQUALS_GRAPH_US = 2000.0
+"""Above this time the host runs ahead of the device, and eager calls take graph time."""
+
+
+@dataclass(slots=True)
+class Workbench:
+    """Operands of one problem on one device, and timers for candidates on them."""
+
+    problem: Problem
+    device: Device
+    torch_device: torch.device
+    operands: list[Operands] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    _pool: object = None
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, problem: Problem, device: Device, torch_device: torch.device, *, check: bool = True
+    ) -> Iterator[Workbench]:
+        """Allocate operands; free them on leaving. ``check`` prepares error references too."""
+        bench = cls(problem, device, torch_device)
+        seed = (problem.m * 1_000_003 + problem.n) * 1_000_003 + problem.k
+        torch.manual_seed(seed % 2**31)
+        first = make_operands(problem, torch_device, normal)
+        count = 2
+        if device.has_cuda:
+            # Inputs of successive calls must not be found in the cache.
+            count = min(_MAX_CALLS, max(2, -(-2 * device.cache_bytes // max(first.bytes, 1)) + 1))
+        bench.operands = [first] + [
+            make_operands(problem, torch_device, normal) for _ in range(count - 1)
+        ]
+        if check:
+            bench.samples = sample_references(problem, torch_device, ALPHA, BETA)
+        try:
+            yield bench
+        finally:
+            bench.operands.clear()
+            bench.samples.clear()
+            if device.has_cuda:
+                torch.cuda.synchronize()
+                bench._pool = None
+                torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------------ one candidate
+
+    def bind(self, candidate: Candidate) -> Run:
+        """The candidate's function for this problem."""
+        strategy = BY_NAME[candidate.strategy]
+        return strategy.bind(self.problem, self.device, candidate.kwargs)
+
+    def call(self, run: Run, operands: Operands) -> torch.Tensor:
+        """One call as a user makes it."""
+        return run(ALPHA, operands.A, operands.B, BETA, operands.C, operands.out)
+
+    def error(self, run: Run, bound: ErrorBound) -> tuple[float, bool]:
+        """R on random and hostile data, and whether ``bound`` held (``accuracy.worst_ratio``)."""
+        return worst_ratio(self.samples, run, self.problem, ALPHA, BETA, bound=bound)
+
+    def judge(
+        self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
+    ) -> Measured:
+        """Measure one candidate: error first, then time, stopping early if ``screen`` says so.
+
+        ``screen(us)`` is asked after a first rough timing whether to stop. Never raises for
+        what the candidate does wrong: the status and note say what happened.
+        """
+        strategy = BY_NAME[candidate.strategy]
+        workspace = strategy.workspace_bytes(self.problem, candidate.kwargs)
+        try:
+            run = self.bind(candidate)
+            error, held = self.error(run, bound)
+            if not held:
+                return Measured(
+                    candidate=candidate, status="inaccurate", error=error,
+                    note=f"R = {error:.4g} exceeds its declared bound",
+                    workspace_bytes=workspace,
+                )  # fmt: skip
+            graph = self.graph(run) if self.device.has_cuda else None
+            rough = (graph or self.eager(run))()
+            slow = screen(rough)
+            if slow:
+                graph_us, eager_us = (rough, None) if graph else (None, rough)
+            else:
+                timer = graph or self.eager(run)
+                graph_us = statistics.median(timer() for _ in range(5)) if graph else None
+                eager_us = self._eager_median(run, graph_us)
+            return Measured(
+                candidate=candidate, status="slow" if slow else "ok", graph_us=graph_us,
+                eager_us=eager_us, error=error, workspace_bytes=workspace,
+            )  # fmt: skip
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as problem:
+            if _context_is_lost(problem):
+                raise
+            status = "unsupported" if isinstance(problem, NotImplementedError) else "failed"
+            note = f"{type(problem).__name__}: {problem}".split("\n")[0][:200]
+            return Measured(
+                candidate=candidate, status=status, note=note, workspace_bytes=workspace
+            )
+
+    def _eager_median(self, run: Run, graph_us: float | None) -> float | None:
+        if graph_us is not None and graph_us > EAGER_EQUALS_GRAPH_US:
+            return None
+        timer = self.eager(run)
+        timer()
+        return statistics.median(timer() for _ in range(5))
+
+    def compare(
+        self, candidates: Sequence[Candidate], mode: str, rounds: int
+    ) -> dict[Candidate, list[float]]:
+        """Time candidates in turns, in µs per call; ``mode`` is ``graph`` or ``eager``."""
+        timer = self.graph if mode == "graph" else self.eager
+        return in_turns({c: timer(self.bind(c)) for c in candidates}, rounds)
+
+    # ------------------------------------------------------------------------- timers
+
+    def graph(self, run: Run) -> Callable[[], float]:
+        """Capture calls into a CUDA graph; the result replays it and returns µs per call."""
+        us = self._rough_us(run)
+        calls = max(1, min(_MAX_CALLS, round(_GRAPH_US / us)))
+        # Every operand set takes its turn, unless one call alone flushes the cache.
+        calls = max(calls, len(self.operands) if us < _GRAPH_US else 1)
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
+            for i in range(calls):
+                self.call(run, self.operands[i % len(self.operands)])
+        graph.replay()
+        torch.cuda.synchronize()
+
+        def replay() -> float:
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) * 1e3 / calls
+
+        return replay
+
+    def eager(self, run: Run) -> Callable[[], float]:
+        """A timer of launched calls; it returns µs per call, host included."""
+        us = self._rough_us(run)
+        calls = max(3, min(_MAX_CALLS, round(_EAGER_US / us)))
+        if not self.device.has_cuda:
+            calls = max(1, min(_MAX_CALLS, round(_EAGER_US / us)))
+
+        def loop() -> float:
+            self._wait()
+            start = time.perf_counter()
+            for i in range(calls):
+                self.call(run, self.operands[i % len(self.operands)])
+            self._wait()
+            return (time.perf_counter() - start) * 1e6 / calls
+
+        return loop
+
+    def _rough_us(self, run: Run) -> float:
+        """Warm up by time and return a rough µs per call."""
+        self.call(run, self.operands[0])
+        self._wait()
+        done, start = 0, time.perf_counter()
+        while True:
+            self.call(run, self.operands[done % len(self.operands)])
+            done += 1
+            self._wait()
+            elapsed = (time.perf_counter() - start) * 1e6
+            if elapsed > _WARM_UP_US or done >= 20:
+                return max(elapsed / done, 0.1)
+
+    def _wait(self) -> None:
+        if self.device.has_cuda:
+            torch.cuda.synchronize()
+
+
+# ------------------------------------------------------------------------ comparisons
+
+
+def in_turns(
+    timers: Mapping[Candidate, Callable[[], float]], rounds: int, seed: int = 0
+) -> dict[Candidate, list[float]]:
+    """Run every timer once a round, in an order shuffled anew, for ``rounds`` rounds."""
+    order = list(timers)
+    shuffle = random.Random(seed)
+    times: dict[Candidate, list[float]] = {candidate: [] for candidate in order}
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for candidate in order:
+            times[candidate].append(timers[candidate]())
+    return times
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster than the baseline, with a 95 % confidence interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
+    """The per-round ratio of two timings taken in turns; the interval is by order statistics."""
+    ratios = sorted(b / o for b, o in zip(baseline, other, strict=True))
+    n = len(ratios)
+    # Ranks of a 95 % interval for the median: n/2 -/+ 1.96*sqrt(n)/2 (normal approximation).
+    half = 0.98 * n**0.5
+    low = max(0, int(n / 2 - half))
+    high = min(n - 1, round(n / 2 + half))
+    return Ratio(statistics.median(ratios), ratios[low], ratios[high])
+
+
+def _context_is_lost(error: BaseException) -> bool:
+    """Whether the CUDA context is beyond use, so that only a new process can go on."""
+    text = str(error).lower()
+    return any(
+        word in text
+        for word in (
+            "illegal memory access", "illegal instruction", "misaligned address",
+            "device-side assert", "unspecified launch failure", "launch timed out",
+            "uncorrectable", "invalid program counter",
+        )
+    )  # fmt: skip

@@ -1,0 +1,263 @@
+"""The accuracy contract: levels, budgets, error bounds, and what torch's settings mean.
+
+With G = |α||A||B| + |β||C|, taken elementwise, every finite element of a result obeys
+
+    |Ĉ - C| ≤ u_out·|C| + (ρ + a(k))·u·G + (k + 2)·tiny
+
+where u is the unit roundoff of the arithmetic that accumulates, u_out that of the result's
+own type, ρ what the level allows and a(k) the growth along k (k for real, 3k for complex
+types). ``docs/accuracy.md`` derives the constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+
+import torch
+
+from autogemm.errors import InvalidProblem
+
+LEVELS = ("highest", "high", "medium")
+"""From the most accurate to the least; a level is served by anything at least as accurate."""
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """u_out: half the distance from 1 to the next number of ``dtype`` (2⁻²⁴ for float32)."""
+    return float(torch.finfo(dtype).eps) / 2
+
+
+def accumulation_roundoff(dtype: torch.dtype) -> float:
+    """u: the unit roundoff of the accumulator, float32 for 16-bit types, else the type's own."""
+    return unit_roundoff(torch.float32 if dtype in _HALVES else dtype)
+
+
+def underflow_unit(dtype: torch.dtype) -> float:
+    """tiny: the smallest subnormal of the accumulator's type, or of the result's if larger."""
+    if dtype is torch.float16:
+        return 2.0**-24
+    if dtype is torch.bfloat16:
+        return 2.0**-133
+    return 2.0**-149 if accumulation_roundoff(dtype) > 2.0**-30 else 5e-324
+
+
+def growth(dtype: torch.dtype, k: int) -> float:
+    """a(k), promised for all inputs: k rounding errors for a real sum, 3k for a complex one."""
+    return 3.0 * k if dtype.is_complex else float(k)
+
+
+def allowance(level: str, dtype: torch.dtype) -> float:
+    """ρ of a level, in units of the accumulator's roundoff."""
+    if level == "highest" or dtype not in (torch.float32, *_HALVES):
+        return 8.0
+    if dtype is torch.float32:
+        return {"high": 2.0**14, "medium": 2.0**17}[level]
+    # Partial sums rounded to 16 bits, as torch's reduced-precision reduction allows: one
+    # rounding per operand of the final sum, doubled.
+    return 4 * unit_roundoff(dtype) / accumulation_roundoff(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBound:
+    """What a strategy declares: |err| ≤ u_out·|C| + (rho + growth)·u·G for every input."""
+
+    rho: float
+    growth: float
+
+    @property
+    def total(self) -> float:
+        """rho + growth, in units of u·G."""
+        return self.rho + self.growth
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What a call asks for: a level, or a budget ε with |Ĉ - C| ≤ ε·G; and who said so."""
+
+    level: str
+    budget: float | None = None
+    source: str = "precision argument"
+
+    def admits(self, bound: ErrorBound, dtype: torch.dtype, k: int) -> bool:
+        """Whether a declared bound keeps the promise."""
+        return self.shortfall(bound, dtype, k) is None
+
+    def shortfall(self, bound: ErrorBound, dtype: torch.dtype, k: int) -> str | None:
+        """Why a declared bound does not keep the promise, or None if it does."""
+        if self.budget is None:
+            limit = allowance(self.level, dtype) + growth(dtype, k)
+            if bound.total <= limit:
+                return None
+            return f"its error bound, {bound.total:.4g}u, exceeds {limit:.4g}u of {self.level!r}"
+        promised = budget_of(bound, dtype)
+        if promised <= self.budget:
+            return None
+        return f"its error bound, {promised:.2g}·G, exceeds the budget {self.budget:.2g}·G"
+
+    def __str__(self) -> str:
+        return self.level if self.budget is None else f"{self.budget:g}"
+
+
+def budget_of(bound: ErrorBound, dtype: torch.dtype) -> float:
+    """The smallest ε that a declared bound promises."""
+    return unit_roundoff(dtype) + bound.total * accumulation_roundoff(dtype)
+
+
+def resolve(precision: object, dtype: torch.dtype, state: PrecisionState) -> Tolerance:
+    """Turn the ``precision`` argument into a tolerance; None asks torch's settings.
+
+    Raises ``InvalidProblem`` for anything but None, a level's name or a positive number.
+    """
+    if precision is None:
+        return state.tolerance(dtype)
+    if isinstance(precision, str):
+        if precision not in LEVELS:
+            raise InvalidProblem(
+                f"precision is {precision!r}; expected one of {', '.join(map(repr, LEVELS))}, a "
+                "positive number (an error budget), or None to follow torch's settings."
+            )
+        return Tolerance(level=precision)
+    if isinstance(precision, bool) or not isinstance(precision, (int, float)):
+        raise InvalidProblem(
+            f"precision is a {type(precision).__name__}; expected one of "
+            f"{', '.join(map(repr, LEVELS))}, a positive number (an error budget), or None."
+        )
+    try:
+        budget = float(precision)
+    except OverflowError:
+        budget = math.inf
+    if not (math.isfinite(budget) and budget > 0):
+        raise InvalidProblem(
+            f"precision is {precision!r}; an error budget must be a positive, finite number, "
+            "such as 1e-4 for |error| ≤ 1e-4·(|α||A||B| + |β||C|)."
+        )
+    return Tolerance(level="highest", budget=budget)
+
+
+# ------------------------------------------------------------------ torch's own settings
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionState:
+    """torch's process-wide settings that decide what its matrix products compute."""
+
+    fp32: str
+    """``ieee``, ``tf32`` or ``bf16``, for this device type."""
+    reduced_reduction: bool
+    """Whether 16-bit products may reduce partial sums in 16 bits."""
+    device_type: str
+
+    def tolerance(self, dtype: torch.dtype) -> Tolerance:
+        """The level these settings stand for."""
+        if dtype is torch.float32:
+            level = {"tf32": "high", "bf16": "medium"}.get(self.fp32, "highest")
+            if self.device_type == "cuda" and self.fp32 == "tf32" and _legacy_says_medium():
+                return Tolerance("medium", source="torch.set_float32_matmul_precision('medium')")
+            backend = "mkldnn" if self.device_type == "cpu" else "cuda"
+            return Tolerance(
+                level, source=f"torch.backends.{backend}.matmul.fp32_precision = {self.fp32!r}"
+            )
+        if dtype in _HALVES and self.device_type == "cuda":
+            short = "fp16" if dtype is torch.float16 else "bf16"
+            return Tolerance(
+                "high" if self.reduced_reduction else "highest",
+                source="torch.backends.cuda.matmul."
+                f"allow_{short}_reduced_precision_reduction = {self.reduced_reduction}",
+            )
+        return Tolerance("highest", source=f"the only level of {str(dtype).split('.')[-1]} here")
+
+
+def _legacy_says_medium() -> bool:
+    try:
+        return bool(torch.get_float32_matmul_precision() == "medium")
+    except RuntimeError:  # raised by torch once the old and the new settings were mixed
+        return False
+
+
+def _fp32_getter() -> Any:
+    fast = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if fast is not None:  # seven times cheaper than the property that wraps it
+        return fast
+    return lambda backend, _op: (
+        torch.backends.cuda if backend == "cuda" else torch.backends.mkldnn
+    ).matmul.fp32_precision
+
+
+fp32_setting = _fp32_getter()
+"""``fp32_setting("cuda" | "mkldnn", "matmul")``: torch's word for float32 products."""
+
+
+def raw_cuda_state(dtype: torch.dtype) -> Hashable:
+    """The settings that matter to a CUDA call, as torch has them; cheap enough for every call."""
+    if dtype is torch.float32:
+        setting: str = fp32_setting("cuda", "matmul")
+        return "medium" if setting == "tf32" and _legacy_says_medium() else setting
+    matmul = torch.backends.cuda.matmul
+    if dtype is torch.bfloat16:
+        return matmul.allow_bf16_reduced_precision_reduction
+    if dtype is torch.float16:
+        return (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_fp16_accumulation)
+    return None
+
+
+def current_state(dtype: torch.dtype, device_type: str) -> PrecisionState:
+    """Read torch's settings for products of ``dtype`` on ``device_type``."""
+    fp32 = fp32_setting("cuda" if device_type == "cuda" else "mkldnn", "matmul")
+    reduced = device_type == "cuda" and dtype in _HALVES and getattr(
+        torch.backends.cuda.matmul,
+        f"allow_{'fp16' if dtype is torch.float16 else 'bf16'}_reduced_precision_reduction",
+    )
+    return PrecisionState(
+        fp32="ieee" if fp32 == "none" else fp32,
+        reduced_reduction=bool(reduced),
+        device_type=device_type,
+    )
+
+
+# The only place that touches torch's process-wide settings. Other threads that call torch
+# while a switch is held see it too, which is why it is held for one launch only.
+_switch_lock = RLock()
+
+
+@contextmanager
+def fp32_compute(device_type: str, mode: str) -> Iterator[None]:
+    """Have torch's float32 products computed as ``mode`` (``ieee``, ``tf32``, ``bf16``)."""
+    backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
+    with _switch_lock:
+        before = backend.matmul.fp32_precision
+        backend.matmul.fp32_precision = mode
+        try:
+            yield
+        finally:
+            # torch reads an unset value as its parent's. To write that back would pin it, deaf
+            # to what the caller says to the parent later.
+            backend.matmul.fp32_precision = "none"
+            if backend.matmul.fp32_precision != before:
+                backend.matmul.fp32_precision = before
+
+
+@contextmanager
+def reduced_reduction(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
+    """Allow or forbid 16-bit partial sums, and forbid 16-bit accumulation, in CUDA products."""
+    matmul = torch.backends.cuda.matmul
+    name = f"allow_{'fp16' if dtype is torch.float16 else 'bf16'}_reduced_precision_reduction"
+    with _switch_lock:
+        before = getattr(matmul, name)
+        if not getattr(matmul, f"{name}_split_k", True):  # a plain bool would allow it again
+            before = (before, False)
+        accumulation = matmul.allow_fp16_accumulation
+        setattr(matmul, name, allowed)
+        if accumulation:
+            matmul.allow_fp16_accumulation = False
+        try:
+            yield
+        finally:
+            setattr(matmul, name, before)
+            if accumulation:
+                matmul.allow_fp16_accumulation = True

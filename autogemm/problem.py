@@ -1,0 +1,425 @@
+"""One call, reduced to the hashable facts that a choice may depend on.
+
+``Problem`` is what tuning tables are keyed by and what strategies judge. All
+checks of a caller's arguments live here too, so that nothing runs before they pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from autogemm.errors import InvalidProblem
+
+Update = Literal["none", "add", "bias", "inplace"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LAYOUTS = ("row", "col", "row-unaligned", "col-unaligned", "strided")
+UPDATES: tuple[Update, ...] = ("none", "add", "bias", "inplace")
+
+ALIGNMENT_BYTES = 16
+"""Vector loads, TMA and cuBLAS's fast kernels need 16-byte pointers, strides and extents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """The facts of α·A·B + β·C that a choice may depend on.
+
+    ``a``, ``b`` and ``out`` are layouts: ``row`` or ``col`` (major), with the suffix
+    ``-unaligned`` where a pointer, leading dimension or contiguous extent is not a
+    multiple of 16 bytes (GPU only), or ``strided``. ``update`` says what becomes of C:
+    ``none`` (β = 0), ``add`` (a new tensor), ``bias`` (``add`` of one expanded row) or
+    ``inplace`` (the result replaces C).
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype
+    a: str = "row"
+    b: str = "row"
+    out: str = "row"
+    update: Update = "add"
+    device_type: str = "cuda"
+    needs_grad: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the product: 2·m·n·k, four times that if complex."""
+        return 2.0 * self.m * self.n * self.k * (4 if self.dtype.is_complex else 1)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def min_bytes(self) -> float:
+        """Bytes that must move at least: A, B and the result once, C once unless β = 0."""
+        c_elements = {"none": 0, "bias": self.n}.get(self.update, self.m * self.n)
+        elements = self.m * self.k + self.k * self.n + self.m * self.n + c_elements
+        return float(elements * self.itemsize)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the elements have 16 bits."""
+        return self.dtype in (torch.float16, torch.bfloat16)
+
+    @property
+    def klass(self) -> tuple[str, ...]:
+        """What must agree before one problem says anything about another."""
+        return (self.device_type, DTYPE_NAMES[self.dtype], self.a, self.b, self.out, self.update)
+
+    def __str__(self) -> str:
+        layouts = f"{self.a} x {self.b} -> {self.out}"
+        return f"{DTYPE_NAMES[self.dtype]} {self.m}x{self.n}x{self.k} ({layouts}, {self.update})"
+
+
+def contiguous_problem(
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    *,
+    a: str = "row",
+    b: str = "row",
+    update: Update = "add",
+    device_type: str = "cuda",
+) -> Problem:
+    """The problem that freshly allocated operands form; ``a`` and ``b`` are ``row`` or ``col``."""
+
+    def layout(order: str, rows: int, cols: int) -> str:
+        strides = (max(cols, 1), 1) if order == "row" else (1, max(rows, 1))
+        return _layout((rows, cols), strides, 0, dtype.itemsize, device_type)
+
+    return Problem(
+        m=m,
+        n=n,
+        k=k,
+        dtype=dtype,
+        a=layout(a, m, k),
+        b=layout(b, k, n),
+        out=layout("row", m, n),
+        update=update,
+        device_type=device_type,
+    )
+
+
+def problem_of(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+    beta_is_zero: bool,
+) -> Problem:
+    """The problem that checked operands form."""
+    device_type = A.device.type
+    (m, k), n = A.shape, B.shape[1]
+    update: Update
+    if beta_is_zero or C is None:
+        update = "none"
+    elif out is not None and same_view(out, C):
+        update = "inplace"
+    elif C.stride(0) == 0 and m > 1:
+        update = "bias"
+    else:
+        update = "add"
+    base = contiguous_problem(m, n, k, A.dtype, update=update, device_type=device_type)
+    needs_grad = torch.is_grad_enabled() and (
+        A.requires_grad or B.requires_grad or (C is not None and C.requires_grad)
+    )
+    return replace(
+        base,
+        a=layout_of(A),
+        b=layout_of(B),
+        out=base.out if out is None else layout_of(out),
+        needs_grad=needs_grad,
+    )
+
+
+def layout_of(x: torch.Tensor) -> str:
+    """The layout word of a 2-D tensor, as ``Problem`` uses it."""
+    pointer = x.data_ptr() if x.device.type == "cuda" else 0
+    return _layout(tuple(x.shape), x.stride(), pointer, x.element_size(), x.device.type)
+
+
+def _layout(
+    shape: tuple[int, ...], strides: tuple[int, ...], pointer: int, itemsize: int, device_type: str
+) -> str:
+    (rows, cols), (row_stride, col_stride) = shape, strides
+    if cols == 1 and (row_stride >= 1 or rows == 1):
+        col_stride = 1  # a stride over a single element means nothing
+    if rows == 1 and (col_stride >= 1 or cols == 1):
+        row_stride = max(row_stride, cols)
+    if col_stride == 1 and (row_stride >= cols or rows == 1):
+        order, leading, extent = "row", row_stride, cols
+    elif row_stride == 1 and (col_stride >= rows or cols == 1):
+        order, leading, extent = "col", col_stride, rows
+    else:
+        return "strided"
+    if device_type != "cuda":
+        return order
+    unaligned = (pointer | (leading * itemsize) | (extent * itemsize)) % ALIGNMENT_BYTES
+    return f"{order}-unaligned" if unaligned else order
+
+
+# --------------------------------------------------------------------------- argument checks
+
+
+def as_scalar(name: str, value: object, dtype: torch.dtype) -> complex | float | int:
+    """Return α or β as a Python number, or raise ``InvalidProblem``.
+
+    A 0-d CPU tensor is read. A CUDA scalar is refused, for reading it would synchronise.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.ndim != 0:
+            raise InvalidProblem(
+                f"{name} is a tensor of shape {tuple(value.shape)}; expected a Python number or a "
+                f"0-d CPU tensor. Pass {name} as a number."
+            )
+        if value.device.type != "cpu":
+            raise InvalidProblem(
+                f"{name} is a tensor on {value.device}; expected a Python number or a 0-d CPU "
+                f"tensor, because reading it from the GPU would synchronise. Pass {name}.item() "
+                "at a point where waiting is harmless, or scale an operand with it instead."
+            )
+        if value.requires_grad and torch.is_grad_enabled():
+            raise InvalidProblem(
+                f"{name} is a tensor that requires grad; gemm treats {name} as a constant. "
+                f"Pass {name}.item(), or multiply the result by {name} yourself."
+            )
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float, complex)):
+        number = getattr(value, "item", None)  # numpy scalars
+        if number is None or getattr(value, "ndim", 0) != 0:
+            raise InvalidProblem(
+                f"{name} is a {type(value).__name__}; expected a Python number. "
+                f"Pass {name} as a float."
+            )
+        value = number()
+        if isinstance(value, bool) or not isinstance(value, (int, float, complex)):
+            raise InvalidProblem(
+                f"{name} is a {type(value).__name__}; expected a Python number. "
+                f"Pass {name} as a float."
+            )
+    if isinstance(value, complex) and not dtype.is_complex:
+        raise InvalidProblem(
+            f"{name} is complex ({value}) but the operands are {DTYPE_NAMES[dtype]}; expected a "
+            f"real number. Use complex operands or a real {name}."
+        )
+    if isinstance(value, int):
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidProblem(
+                f"{name} is an integer too large for a float; expected a number up to "
+                f"{torch.finfo(torch.float64).max:g}."
+            ) from None
+    return value
+
+
+def check_operands(
+    A: object, B: object, C: object, out: object, *, beta_is_zero: bool
+) -> None:
+    """Raise ``InvalidProblem`` unless the operands form a product."""
+    a = _matrix("A", A, "(m, k)")
+    b = _matrix("B", B, "(k, n)")
+    if a.dtype not in DTYPE_NAMES:
+        raise InvalidProblem(
+            f"A has dtype {a.dtype}; expected one of {', '.join(DTYPES)}. Convert A, for example "
+            "with A.float()."
+        )
+    _same_kind("B", b, a)
+    if a.shape[1] != b.shape[0]:
+        hint = ""
+        if a.shape[1] == b.shape[1]:
+            hint = " Did you mean B.t()?"
+        elif a.shape[0] == b.shape[0]:
+            hint = " Did you mean A.t()?"
+        raise InvalidProblem(
+            f"A is {tuple(a.shape)} and B is {tuple(b.shape)}: A's columns ({a.shape[1]}) must "
+            f"equal B's rows ({b.shape[0]}).{hint}"
+        )
+    expected = (a.shape[0], b.shape[1])
+    if C is None:
+        if not beta_is_zero:
+            raise InvalidProblem(
+                "C is missing but beta is not 0; expected a C of shape "
+                f"{expected}. Pass C, or beta=0."
+            )
+    else:
+        c = _matrix("C", C, "(m, n)")
+        _same_kind("C", c, a)
+        if tuple(c.shape) != expected:
+            hint = ""
+            if c.shape[0] in (1, expected[0]) and c.shape[1] in (1, expected[1]):
+                hint = f" C is not broadcast: pass C.expand({expected[0]}, {expected[1]})."
+            raise InvalidProblem(
+                f"C is {tuple(c.shape)}; expected {expected}, the shape of A·B.{hint}"
+            )
+    if out is not None:
+        o = _matrix("out", out, "(m, n)")
+        _same_kind("out", o, a)
+        if tuple(o.shape) != expected:
+            raise InvalidProblem(
+                f"out is {tuple(o.shape)}; expected {expected}, the shape of A·B. "
+                "Allocate out with that shape, or leave it away."
+            )
+        check_out(o, a, b, C if isinstance(C, torch.Tensor) else None)
+
+
+def check_out(
+    out: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None
+) -> None:
+    """Raise ``InvalidProblem`` where writing ``out`` would touch an operand or itself."""
+    if torch.is_grad_enabled() and any(
+        x.requires_grad for x in (out, A, B, C) if x is not None
+    ):
+        raise InvalidProblem(
+            "out is given while an operand requires grad; autograd cannot follow a write into "
+            "out. Leave out away, or call under torch.no_grad()."
+        )
+    if torch.is_inference(out) and not torch.is_inference_mode_enabled():
+        raise InvalidProblem(
+            "out is an inference tensor; it can only be written inside torch.inference_mode(). "
+            "Use out.clone(), or call inside inference_mode."
+        )
+    if _overlaps_itself(tuple(out.shape), out.stride()):
+        raise InvalidProblem(
+            f"out has shape {tuple(out.shape)} and strides {out.stride()}: several elements "
+            "share one address, so it cannot hold a result. Pass out=C.clone() or leave it "
+            "away."
+        )
+    for name, operand in (("A", A), ("B", B), ("C", C)):
+        if operand is None or (name == "C" and same_view(out, operand)):
+            continue
+        if overlap(out, operand):
+            remedy = (
+                "Pass exactly C to update it in place, or a tensor of its own."
+                if name == "C"
+                else "Pass a tensor of its own, or leave out away."
+            )
+            raise InvalidProblem(
+                f"out shares memory with {name}, which would be read while it is overwritten; "
+                f"expected a separate tensor. {remedy}"
+            )
+
+
+def same_view(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two tensors are the same elements in the same order."""
+    return x is y or (
+        x.data_ptr() == y.data_ptr()
+        and x.shape == y.shape
+        and x.stride() == y.stride()
+        and x.dtype == y.dtype
+        and x.device == y.device
+        and x.is_conj() == y.is_conj()
+        and x.is_neg() == y.is_neg()
+    )
+
+
+def overlap(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two 2-D tensors of one dtype may share an element.
+
+    Exact for views of one buffer with equal strides and a unit stride (blocks of one
+    matrix, also transposed); otherwise it answers yes as soon as the address ranges meet.
+    """
+    if x.device != y.device or x.numel() == 0 or y.numel() == 0:
+        return False
+    size = x.element_size()
+    x0, y0 = x.data_ptr(), y.data_ptr()
+    if x0 >= y0 + _span(y) * size or y0 >= x0 + _span(x) * size:
+        return False
+    if x.stride() != y.stride():
+        y = y.t()  # the same elements; L·Lᵀ updates a block of the matrix that holds L
+    if x.stride() != y.stride() or (y0 - x0) % size or 1 not in x.stride():
+        return True
+    inner = 0 if x.stride(0) == 1 else 1
+    leading = x.stride(1 - inner)
+    if leading < max(x.shape[inner], y.shape[inner]):
+        return True
+    distance = (y0 - x0) // size
+    for step in (distance // leading, distance // leading + 1):  # rows between the two corners
+        offset = distance - step * leading
+        if (
+            -y.shape[inner] < offset < x.shape[inner]
+            and -y.shape[1 - inner] < step < x.shape[1 - inner]
+        ):
+            return True
+    return False
+
+
+def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether two elements share an address: i rows down may be as far as j columns along."""
+    (rows, cols), (row_stride, col_stride) = shape, strides
+    if rows == 0 or cols == 0:
+        return False
+    step = math.gcd(row_stride, col_stride)
+    if step == 0:  # both strides are 0
+        return rows * cols > 1
+    return col_stride // step < rows and row_stride // step < cols
+
+
+def _span(x: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _matrix(name: str, value: object, expected: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise InvalidProblem(
+            f"{name} is a {type(value).__name__}; expected a 2-D torch.Tensor of shape {expected}. "
+            f"Convert it with torch.as_tensor({name})."
+        )
+    if value.layout != torch.strided:
+        raise InvalidProblem(
+            f"{name} has layout {value.layout}; expected a dense (strided) tensor. "
+            f"Use {name}.to_dense()."
+        )
+    if value.ndim != 2:
+        remedy = {
+            1: f"Use {name}.unsqueeze(0) for a row or {name}.unsqueeze(1) for a column.",
+            3: "Call gemm for each matrix of the batch, or flatten the batch into rows.",
+        }.get(value.ndim, "Reshape it to two dimensions.")
+        raise InvalidProblem(
+            f"{name} has {value.ndim} dimensions, shape {tuple(value.shape)}; expected 2, "
+            f"{expected}. {remedy}"
+        )
+    if value.device.type not in ("cpu", "cuda"):
+        raise InvalidProblem(
+            f"{name} is on {value.device}; expected a CPU or CUDA tensor. Move it with "
+            f"{name}.cpu() or {name}.cuda()."
+        )
+    return value
+
+
+def _same_kind(name: str, value: torch.Tensor, a: torch.Tensor) -> None:
+    if value.dtype != a.dtype:
+        raise InvalidProblem(
+            f"{name} has dtype {value.dtype} but A has {a.dtype}; expected one dtype for all. "
+            f"Convert with {name}.to(A.dtype)."
+        )
+    if value.device != a.device:
+        raise InvalidProblem(
+            f"{name} is on {value.device} but A is on {a.device}; expected one device for all. "
+            f"Move it with {name}.to(A.device)."
+        )
+
+
+def log_distance(x: Problem, y: Problem) -> float:
+    """How far apart two problems of one class are: √(Σ (log₂ ratio)²) over m, n and k.
+
+    Per dimension, so that 1×1×4096 is far from 16×16×16 though their volumes agree.
+    """
+    pairs = ((x.m, y.m), (x.n, y.n), (x.k, y.k))
+    return math.sqrt(sum(math.log2(max(p, 1) / max(q, 1)) ** 2 for p, q in pairs))

@@ -1,0 +1,49 @@
+"""Tables for people: what was tuned, what was re-timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from autogemm.database import Entry
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as their content: the first to the left, numbers to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    numeric = [
+        all(line[i][:1].isdigit() or line[i] in ("", "-") for line in lines[1:])
+        for i in range(len(header))
+    ]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def tuning_table(entries: Iterable[Entry]) -> str:
+    """Problem, level, choice, µs, ratio to the baseline and measured R of tuned entries."""
+    rows = []
+    for entry in entries:
+        errors = {row.candidate: row.error for row in entry.measured}
+        for level, by_mode in entry.choices.items():
+            for mode, choice in by_mode.items():
+                error = errors.get(choice.candidate)
+                rows.append(
+                    (
+                        str(entry.problem), level, mode, str(choice.candidate),
+                        f"{choice.us:.1f}", f"{choice.ratio:.2f}",
+                        "-" if error is None else f"{error:.3g}",
+                    )  # fmt: skip
+                )
+    return text_table(("problem", "level", "mode", "choice", "us", "x addmm", "R"), rows)
+
+
+def geomean(values: Iterable[float]) -> float:
+    """The geometric mean; NaN of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan

@@ -1,0 +1,35 @@
+"""Every way autogemm knows to compute a product; one idea a file.
+
+``STRATEGIES`` is the one list of them, simplest first: the baseline leads it, and a tie
+between measured candidates goes to the one that stands earlier.
+"""
+
+from autogemm.strategies.addmm import Addmm, baseline
+from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
+from autogemm.strategies.half import Half
+from autogemm.strategies.ksplit import KSplit
+from autogemm.strategies.matmul_axpby import MatmulAxpby
+from autogemm.strategies.padded import Padded
+from autogemm.strategies.tf32 import TF32
+
+STRATEGIES: tuple[Strategy, ...] = (
+    Addmm(),
+    MatmulAxpby(),
+    KSplit(),
+    Padded(),
+    TF32(),
+    Half(),
+)
+
+BY_NAME: dict[str, Strategy] = {strategy.name: strategy for strategy in STRATEGIES}
+
+__all__ = [
+    "BY_NAME",
+    "STRATEGIES",
+    "Candidate",
+    "ParamValue",
+    "Params",
+    "Run",
+    "Strategy",
+    "baseline",
+]

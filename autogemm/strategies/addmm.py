@@ -1,0 +1,125 @@
+"""``torch.addmm`` at full accuracy: the baseline every other strategy must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+
+from autogemm import precision
+from autogemm.device import Device
+from autogemm.precision import ErrorBound
+from autogemm.problem import DTYPE_NAMES, Problem
+from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy, one_of
+
+
+class Addmm(Strategy):
+    """One call of ``torch.addmm`` (``torch.mm`` where α = 1 and β = 0).
+
+    ``reduction`` is ``full`` (float32 partial sums, IEEE float32) or, for 16-bit types on a
+    GPU, ``reduced``: partial sums of a split k may be rounded to 16 bits, torch's default.
+    """
+
+    name = "addmm"
+    dtypes = frozenset(DTYPE_NAMES)
+    differentiable = True
+
+    def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
+        return {"reduction": one_of("full", "reduced")}
+
+    def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        if params["reduction"] == "reduced" and not (problem.is_half and device.has_cuda):
+            return ["only 16-bit products on a GPU have a reduced-precision reduction"]
+        return []
+
+    def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
+        return [{"reduction": "full"}, {"reduction": "reduced"}]
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        # α, β and the sum of both terms round once each.
+        rho = 3.0
+        if params["reduction"] == "reduced":
+            # Partial sums and their total round to 16 bits once each, as torch documents it.
+            rho += 2 * precision.unit_roundoff(problem.dtype) / precision.accumulation_roundoff(
+                problem.dtype
+            )
+        return ErrorBound(rho, precision.growth(problem.dtype, problem.k))
+
+    def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        one_row = problem.update == "bias" and not problem.needs_grad
+        run = _run_one_row if one_row and device.has_cuda else _run
+        switch = full_accuracy_switch(problem, reduced=params["reduction"] == "reduced")
+        if switch is None:
+            return run
+
+        def run_switched(
+            alpha: complex | float,
+            A: torch.Tensor,
+            B: torch.Tensor,
+            beta: complex | float,
+            C: torch.Tensor | None,
+            out: torch.Tensor | None,
+        ) -> torch.Tensor:
+            with switch():
+                return run(alpha, A, B, beta, C, out)
+
+        return run_switched
+
+
+def baseline(problem: Problem, level: str) -> Candidate:
+    """What an untuned call runs: ``torch.addmm`` in the form the level allows."""
+    reduced = problem.is_half and problem.device_type == "cuda" and level != "highest"
+    return Candidate.of("addmm", reduction="reduced" if reduced else "full")
+
+
+def full_accuracy_switch(
+    problem: Problem, *, reduced: bool = False
+) -> Callable[[], AbstractContextManager[None]] | None:
+    """The context torch's own product needs for full accuracy, None where torch is set so.
+
+    Reads torch's settings now; the plan cache keeps plans apart by those settings.
+    """
+    state = precision.current_state(problem.dtype, problem.device_type)
+    if problem.dtype is torch.float32 and state.fp32 != "ieee":
+        return lambda: precision.fp32_compute(problem.device_type, "ieee")
+    if problem.is_half and problem.device_type == "cuda":
+        accumulates_in_16_bits = (
+            problem.dtype is torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation
+        )
+        if state.reduced_reduction != reduced or accumulates_in_16_bits:
+            return lambda: precision.reduced_reduction(problem.dtype, reduced)
+    return None
+
+
+def _run(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    if C is not None:
+        if out is None:
+            return torch.addmm(C, A, B, beta=beta, alpha=alpha)
+        return torch.addmm(C, A, B, beta=beta, alpha=alpha, out=out)
+    if alpha == 1:
+        return torch.mm(A, B) if out is None else torch.mm(A, B, out=out)
+    unread = A.new_empty(1)  # addmm wants an input even where beta = 0 leaves it unread
+    if out is None:
+        return torch.addmm(unread, A, B, beta=0, alpha=alpha)
+    return torch.addmm(out, A, B, beta=0, alpha=alpha, out=out)
+
+
+def _run_one_row(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    assert C is not None
+    # A 1-D input lets torch use cuBLASLt's bias epilogue instead of filling the result first.
+    return _run(alpha, A, B, beta, C[0], out)

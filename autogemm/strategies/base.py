@@ -1,0 +1,165 @@
+"""What a strategy is: declared facts, reasons against it, its bound, and how to run it."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from autogemm.device import Device
+from autogemm.precision import ErrorBound
+from autogemm.problem import DTYPE_NAMES, Problem
+
+ParamValue = int | float | str | bool
+Params = Mapping[str, ParamValue]
+
+Run = Callable[
+    [
+        complex | float,
+        torch.Tensor,
+        torch.Tensor,
+        complex | float,
+        torch.Tensor | None,
+        torch.Tensor | None,
+    ],
+    torch.Tensor,
+]
+"""``run(alpha, A, B, beta, C, out) -> result``, for checked operands of the bound problem.
+
+With ``out`` None a new tensor is returned; otherwise ``out`` is written and returned. It is
+only called where m, n, k ≥ 1 and α ≠ 0; C is None exactly when β = 0.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A strategy's name with its parameters: one row of a tuning table's evidence."""
+
+    strategy: str
+    params: tuple[tuple[str, ParamValue], ...] = ()
+
+    @classmethod
+    def of(cls, strategy: str, /, **params: ParamValue) -> Candidate:
+        """``Candidate.of("ksplit", form="batched", chunks=16)``."""
+        return cls(strategy, tuple(sorted(params.items())))
+
+    @property
+    def kwargs(self) -> dict[str, ParamValue]:
+        """The parameters as a dictionary."""
+        return dict(self.params)
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{key}={_word(value)}" for key, value in self.params)
+        return f"{self.strategy}({words})" if words else self.strategy
+
+
+def _word(value: ParamValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Strategy(ABC):
+    """One way to compute α·A·B + β·C. Instances hold no state."""
+
+    name: ClassVar[str]
+    """Its file's name, and its word in tables."""
+    dtypes: ClassVar[frozenset[torch.dtype]]
+    device_types: ClassVar[frozenset[str]] = frozenset({"cuda", "cpu"})
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Python packages that must be importable."""
+    depends_on: ClassVar[tuple[str, ...]] = ("torch", "cuda", "cublas")
+    """The software whose version its speed depends on (keys of ``software_versions``)."""
+    min_capability: ClassVar[tuple[int, int]] = (0, 0)
+    differentiable: ClassVar[bool] = False
+    """Whether autograd can follow it."""
+    deterministic: ClassVar[bool] = True
+    """Whether equal inputs give equal bits on one machine."""
+
+    @property
+    def rank(self) -> int:
+        """Simplicity: among equals the strategy that stands first in ``STRATEGIES`` wins."""
+        from autogemm.strategies import STRATEGIES
+
+        return next(i for i, strategy in enumerate(STRATEGIES) if strategy.name == self.name)
+
+    def reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        """Why this strategy cannot serve a problem here; empty means it can.
+
+        Dispatch, tuner, tests' skips and ``explain`` all ask this one question.
+        """
+        reasons = []
+        if problem.device_type not in self.device_types:
+            reasons.append(f"runs on {_list(self.device_types)}, not on {problem.device_type}")
+        if problem.dtype not in self.dtypes:
+            names = _list(DTYPE_NAMES[dtype] for dtype in self.dtypes)
+            reasons.append(f"computes {names}, not {DTYPE_NAMES[problem.dtype]}")
+        if problem.device_type == "cuda" and device.capability < self.min_capability:
+            need = ".".join(map(str, self.min_capability))
+            have = ".".join(map(str, device.capability))
+            reasons.append(f"needs compute capability {need}; {device.name} has {have}")
+        for package in self.packages:
+            if not device.has_package(package):
+                reasons.append(f"needs the package {package!r}, which is not installed")
+        if problem.needs_grad and not self.differentiable:
+            reasons.append("an operand requires grad, and autograd cannot follow it")
+        if reasons:
+            return reasons
+        unknown = set(params) - set(self.parameters())
+        missing = set(self.parameters()) - set(params)
+        if unknown or missing:
+            return [
+                f"takes the parameters {sorted(self.parameters())}; "
+                f"unknown {sorted(unknown)}, missing {sorted(missing)}"
+            ]
+        for key, legal in self.parameters().items():
+            if not legal(params[key]):
+                return [f"does not take {key}={params[key]!r}"]
+        return self._reasons_not(problem, device, params)
+
+    def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
+        """Its parameters, each with a test of what values are legal."""
+        return {}
+
+    def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        return []
+
+    def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
+        """Parameter sets worth measuring; those with ``reasons_not`` are dropped by the tuner."""
+        return [{}]
+
+    @abstractmethod
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        """The error it promises for every input."""
+
+    @abstractmethod
+    def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        """A function that only runs: everything that can be decided once is decided here."""
+
+    def workspace_bytes(self, problem: Problem, params: Params) -> int:
+        """Memory it takes besides operands and result, in bytes."""
+        return 0
+
+    def candidates(self, problem: Problem, device: Device) -> list[Candidate]:
+        """The legal part of its search space."""
+        return [
+            Candidate.of(self.name, **params)
+            for params in self.space(problem, device)
+            if not self.reasons_not(problem, device, params)
+        ]
+
+
+def one_of(*values: ParamValue) -> Callable[[ParamValue], bool]:
+    """A parameter's test: the value is one of these, type included."""
+    return lambda value: any(value == v and type(value) is type(v) for v in values)
+
+
+def at_least(minimum: int) -> Callable[[ParamValue], bool]:
+    """A parameter's test: an integer of at least ``minimum``."""
+    return lambda value: type(value) is int and operator.ge(value, minimum)
+
+
+def _list(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))

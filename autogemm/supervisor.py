@@ -1,0 +1,133 @@
+"""Tuning in a process of its own: a candidate that crashes or hangs it does not end the run.
+
+The worker tunes and reports; the supervisor passes reports on, and starts a new worker where
+one died or fell silent. The journal tells the new one what was done, and which candidate was
+running: it is tried once more, then recorded as failed.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from autogemm.device import device_of
+from autogemm.tuner import Order, Outcome, Progress, tune
+
+_RESTARTS_WITHOUT_PROGRESS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A worker had to be replaced."""
+
+    reason: str
+
+
+class TuningFailed(RuntimeError):
+    """The tuner cannot go on; the message says why."""
+
+
+def supervise(
+    order: Order,
+    device: str,
+    report: Callable[[Progress | Restarted], None],
+    *,
+    silence_s: float = 180.0,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Tune ``order`` on ``device`` (a torch device's name) in a worker process.
+
+    A worker that says nothing for ``silence_s`` seconds is killed. KeyboardInterrupt lets the
+    worker finish the candidate it measures, and returns. Raises ``TuningFailed``.
+    """
+    context = get_context("spawn")
+    fruitless = 0
+    while True:
+        ours, theirs = context.Pipe()
+        stop = context.Event()
+        worker = context.Process(target=_work, args=(order, device, theirs, stop), daemon=True)
+        worker.start()
+        theirs.close()
+        result, heard = _listen(ours, worker, stop, report, silence_s)
+        if isinstance(result, Outcome):
+            worker.join(10)
+            return result
+        if isinstance(result, BaseException):
+            raise TuningFailed(str(result)) from result
+        fruitless = 0 if heard else fruitless + 1
+        if fruitless >= _RESTARTS_WITHOUT_PROGRESS:
+            raise TuningFailed(f"{fruitless} workers in turn got nowhere; the last one {result}")
+        report(Restarted(result))
+
+
+def _listen(
+    pipe: Connection,
+    worker: Any,
+    stop: Any,
+    report: Callable[[Progress | Restarted], None],
+    silence_s: float,
+) -> tuple[Outcome | BaseException | str, int]:
+    """Pass reports on until the worker ends; return its outcome, error, or how it died."""
+    heard = 0
+    silent_since = time.monotonic()
+    while True:
+        try:
+            if pipe.poll(0.2):
+                message = pipe.recv()
+                silent_since = time.monotonic()
+                if isinstance(message, (Outcome, BaseException)):
+                    return message, heard
+                heard += 1
+                report(message)
+            elif time.monotonic() - silent_since > silence_s:
+                worker.kill()
+                worker.join()
+                return f"said nothing for {silence_s:.0f} s and was killed", heard
+        except (EOFError, ConnectionResetError):
+            worker.join()
+            return f"died with exit code {worker.exitcode}", heard
+        except KeyboardInterrupt:
+            if stop.is_set():  # asked twice: do not wait for the running candidate
+                worker.kill()
+                raise
+            stop.set()
+
+
+def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    from autogemm.measure import Workbench
+
+    try:
+        where = torch.device(device)
+        identity = device_of(where)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        with torch.no_grad():
+            outcome = tune(
+                order,
+                identity,
+                lambda problem: Workbench.open(problem, identity, where),
+                pipe.send,
+                stop.is_set,
+            )
+        pipe.send(outcome)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the supervisor is gone, and so is the reason to go on
+    except torch.AcceleratorError:
+        raise  # the context is lost: die, and be replaced
+    except Exception as error:
+        if "CUDA error" in str(error):
+            raise
+        pipe.send(_plain(error))
+
+
+def _plain(error: Exception) -> RuntimeError:
+    """An error that survives the pipe whatever it holds."""
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,516 @@
+"""Chooses what to measure next and what to keep: the only importer of optuna.
+
+One Optuna study a problem. Its trials are the candidates; a study that was cut off is gone
+on with, and a trial that was running then is tried once more. The bench measures and judges
+(``measure``), the table records (``database``); nothing here times or writes anything itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import TrialState
+
+from autogemm.database import (
+    Choice,
+    Entry,
+    Environment,
+    Measured,
+    merge_table,
+    read_table,
+    table_path,
+)
+from autogemm.database.lookup import SWITCH_MARGIN, time_of
+from autogemm.device import Device, clocks, software_versions
+from autogemm.errors import DatabaseError
+from autogemm.journal import open_storage
+from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
+from autogemm.precision import ErrorBound, Tolerance
+from autogemm.problem import Problem
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
+from autogemm.workloads import Workload, levels_of
+
+ROUNDS = 20
+"""Interleaved rounds of the finals: the interval of a median needs about this many."""
+FINALISTS = 3
+"""Candidates a level and mode send to the finals, besides the baseline and the old choice."""
+SCREEN_RATIO = 1.3
+"""A candidate this much slower than one at least as accurate is timed no further."""
+TIE = 1.01
+"""Candidates within this ratio of the best are tied; the simplest strategy takes it."""
+
+
+class Bench(Protocol):
+    """What measures candidates on one problem: ``measure.Workbench``, or a recording in tests."""
+
+    def judge(
+        self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
+    ) -> Measured:
+        """Measure one candidate; ``screen(us)`` says whether to stop after a rough timing."""
+        ...
+
+    def compare(
+        self, candidates: Sequence[Candidate], mode: str, rounds: int
+    ) -> dict[Candidate, list[float]]:
+        """Time candidates in turns."""
+        ...
+
+
+OpenBench = Callable[[Problem], AbstractContextManager[Bench]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be tuned, where results go, and when to stop."""
+
+    workloads: tuple[Workload, ...]
+    directory: Path
+    """Where the table lies."""
+    storage: str | None = None
+    """An Optuna storage URL or the path of a journal file; None keeps one for this device."""
+    levels: tuple[str, ...] = ("highest", "high", "medium")
+    deadline: float = math.inf
+    """``time.time()`` after which nothing new is started."""
+    again: bool = False
+    """Measure anew what the table already holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One step of a tuning run, as reported while it goes on."""
+
+    problem: Problem
+    done: int
+    """Problems finished, of ``total``."""
+    total: int
+    measured: Measured | None = None
+    """The candidate just measured."""
+    entry: Entry | None = None
+    """The entry just written; with ``reused`` it was in the table already."""
+    reused: bool = False
+    candidates: int = 0
+    """How many candidates this problem has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a tuning run."""
+
+    entries: tuple[Entry, ...]
+    measured: int
+    """Candidates measured in this run."""
+    screened: int
+    """Those of them that were stopped early."""
+    reused: int
+    """Problems found tuned already."""
+    unfinished: int
+    """Problems left when time or the user's patience was over."""
+
+
+def tune(
+    order: Order,
+    device: Device,
+    open_bench: OpenBench,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Tune every problem of ``order`` that the table lacks; return the entries.
+
+    Finished problems are merged into the table every few seconds. Raises ``DatabaseError`` where the
+    table cannot be written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    environment = Environment(versions=software_versions(device.type), clocks=clocks_of(device))
+    path = table_path(order.directory, device)
+    old = _entries(path)
+    known = {} if order.again else old
+    entries: list[Entry] = []
+    writer = _Writer(path, device, environment)
+    counts = {"ok": 0, "slow": 0}
+    reused = 0
+    with open_storage(order.storage, device) as storage, writer:
+        for done, workload in enumerate(order.workloads):
+            problem = workload.problem
+            levels = tuple(level for level in levels_of(problem) if level in order.levels)
+            candidates = candidates_for(problem, device, levels)
+            space = space_digest(problem, device)
+            entry = known.get(_key(problem))
+            fresh = entry is not None and entry.environment == environment.id
+            if fresh and entry is not None and entry.space == space and set(levels) <= set(
+                entry.choices
+            ):
+                reused += 1
+                entries.append(entry)
+                report(
+                    Progress(
+                        problem=problem, done=done + 1, total=len(order.workloads), entry=entry,
+                        reused=True, candidates=len(candidates),
+                    )  # fmt: skip
+                )
+                continue
+            search = _Search(problem, device, levels, candidates, storage, environment.id, space)
+
+            def tell(
+                row: Measured, done: int = done, problem: Problem = problem,
+                candidates: Sequence[Candidate] = candidates,
+            ) -> None:  # fmt: skip
+                counts["slow" if row.status == "slow" else "ok"] += 1
+                report(
+                    Progress(
+                        problem=problem, done=done, total=len(order.workloads), measured=row,
+                        candidates=len(candidates),
+                    )  # fmt: skip
+                )
+
+            if order.again:
+                search.forget()
+            over = _over(order, stop)
+            with open_bench(problem) as bench:
+                rows = search.measure_all(bench, tell, over)
+                if rows is None or over():
+                    break
+                previous = old.get(_key(problem))
+                choices, rows = finals(
+                    problem, levels, rows, bench, _choices_of(previous), device.has_cuda
+                )
+            entry = Entry(
+                problem=problem,
+                environment=environment.id,
+                date=date.today().isoformat(),
+                choices=_with_old_levels(previous, environment.id, choices),
+                measured=tuple(rows),
+                space=space,
+            )
+            writer.add(entry)
+            entries.append(entry)
+            report(
+                Progress(
+                    problem=problem, done=done + 1, total=len(order.workloads), entry=entry,
+                    candidates=len(candidates),
+                )  # fmt: skip
+            )
+    return Outcome(
+        entries=tuple(entries),
+        measured=counts["ok"] + counts["slow"],
+        screened=counts["slow"],
+        reused=reused,
+        unfinished=len(order.workloads) - len(entries),
+    )
+
+
+def candidates_for(problem: Problem, device: Device, levels: Sequence[str]) -> list[Candidate]:
+    """Every legal candidate whose declared bound serves at least one of the levels."""
+    found = []
+    for strategy in STRATEGIES:
+        for candidate in strategy.candidates(problem, device):
+            bound = strategy.bound(problem, candidate.kwargs)
+            if any(Tolerance(level).admits(bound, problem.dtype, problem.k) for level in levels):
+                found.append(candidate)
+    return found
+
+
+def space_digest(problem: Problem, device: Device) -> str:
+    """A short digest of all candidates: a change means that tuning again may find more."""
+    names = sorted(str(c) for c in candidates_for(problem, device, levels_of(problem)))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+
+
+# ------------------------------------------------------------------------------ one search
+
+
+class _Search:
+    """The study of one problem: which candidates are measured, and what came of them."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: Device,
+        levels: Sequence[str],
+        candidates: Sequence[Candidate],
+        storage: optuna.storages.BaseStorage,
+        environment: str,
+        space: str,
+    ) -> None:
+        self._problem = problem
+        self._candidates = {str(candidate): candidate for candidate in candidates}
+        self._storage = storage
+        self._name = f"{device.slug} | {problem} | {environment} | {space} | {'+'.join(levels)}"
+        self._study = self._open()
+
+    def _open(self) -> optuna.Study:
+        return optuna.create_study(
+            study_name=self._name, storage=self._storage, load_if_exists=True
+        )
+
+    def forget(self) -> None:
+        """Start over: what was measured before does not count."""
+        optuna.delete_study(study_name=self._name, storage=self._storage)
+        self._study = self._open()
+
+    def measure_all(
+        self, bench: Bench, tell: Callable[[Measured], None], over: Callable[[], bool]
+    ) -> list[Measured] | None:
+        """Measure what is not measured yet; None where time ran out first."""
+        rows = self._recorded()
+        todo = [name for name in self._candidates if name not in rows]
+        random.Random(self._name).shuffle(todo)
+        # The baseline first: it is what the others are screened against.
+        todo.sort(key=lambda name: not name.startswith("addmm"))
+        for name in todo:
+            if over():
+                return None
+            rows[name] = self._measure(name, bench, rows)
+            tell(rows[name])
+        return [rows[name] for name in self._candidates]
+
+    def _measure(self, name: str, bench: Bench, rows: dict[str, Measured]) -> Measured:
+        candidate = self._candidates[name]
+        bound = self._bound(candidate)
+        incumbent = min(
+            (
+                us
+                for row in rows.values()
+                if row.status == "ok" and self._bound(row.candidate).total <= bound.total
+                for us in [time_of(row, "graph")]
+                if us is not None
+            ),
+            default=math.inf,
+        )
+        self._study.enqueue_trial({"candidate": name})
+        trial = self._study.ask()
+        trial.suggest_categorical("candidate", sorted(self._candidates))
+        # If the process dies here the trial stays RUNNING, which the next run notices.
+        row = bench.judge(candidate, bound, lambda us: us > SCREEN_RATIO * incumbent)
+        trial.set_user_attr("row", _to_json(row))
+        trial.set_constraint("accuracy", 1.0 if row.status == "inaccurate" else 0.0)
+        us = time_of(row, "graph")
+        if row.status == "ok" and us is not None:
+            self._study.tell(trial, math.log(us))
+        else:
+            state = TrialState.FAIL if row.status == "failed" else TrialState.PRUNED
+            self._study.tell(trial, state=state)
+        return row
+
+    def _recorded(self) -> dict[str, Measured]:
+        """What earlier runs measured; a candidate that twice took its process along has failed."""
+        rows: dict[str, Measured] = {}
+        deaths: dict[str, int] = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            name = trial.params.get("candidate")
+            if name not in self._candidates:
+                continue
+            if "row" in trial.user_attrs:
+                rows[name] = _from_json(trial.user_attrs["row"], self._candidates[name])
+            elif trial.state in (TrialState.RUNNING, TrialState.FAIL):
+                deaths[name] = deaths.get(name, 0) + 1
+            if trial.state == TrialState.RUNNING:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+        for name, count in deaths.items():
+            if count >= 2 and name not in rows:
+                rows[name] = Measured(
+                    candidate=self._candidates[name],
+                    status="failed",
+                    note="its process died or hung twice while it was measured",
+                )
+        return rows
+
+    def _bound(self, candidate: Candidate) -> ErrorBound:
+        return BY_NAME[candidate.strategy].bound(self._problem, candidate.kwargs)
+
+
+# ---------------------------------------------------------------------------------- finals
+
+
+def finals(
+    problem: Problem,
+    levels: Sequence[str],
+    rows: Sequence[Measured],
+    bench: Bench,
+    previous: Sequence[Candidate],
+    has_graphs: bool,
+) -> tuple[dict[str, dict[str, Choice]], list[Measured]]:
+    """Time the best candidates of every level against the baseline, in turns, and choose.
+
+    Returns the choices by level and mode, and the rows with the finalists' better times.
+    """
+    by_candidate = {row.candidate: row for row in rows}
+    modes = ("graph", "eager") if has_graphs else ("eager",)
+    choices: dict[str, dict[str, Choice]] = {level: {} for level in levels}
+    for mode in modes:
+        entrants: dict[Candidate, None] = {}
+        for level in levels:
+            able = _able(problem, level, rows)
+            able.sort(key=lambda row: time_of(row, mode) or math.inf)
+            entrants.update(dict.fromkeys(row.candidate for row in able[:FINALISTS]))
+            entrants.update({baseline(problem, level): None})
+        entrants.update(
+            {c: None for c in previous if c in by_candidate and by_candidate[c].status == "ok"}
+        )
+        entrants = {c: None for c in entrants if c in by_candidate}
+        rough = [time_of(by_candidate[c], "graph") or 0.0 for c in entrants]
+        if mode == "eager" and has_graphs and min(rough, default=0.0) > EAGER_EQUALS_GRAPH_US:
+            continue
+        times = bench.compare(list(entrants), mode, ROUNDS)
+        for candidate, samples in times.items():
+            median = sorted(samples)[len(samples) // 2]
+            by_candidate[candidate] = replace(by_candidate[candidate], **{f"{mode}_us": median})
+        for level in levels:
+            able_there = {row.candidate for row in _able(problem, level, rows)}
+            base = baseline(problem, level)
+            field = {c: t for c, t in times.items() if c in able_there or c == base}
+            choice = choose(field, base)
+            if choice is not None:
+                choices[level][mode] = choice
+    kept = {level: by_mode for level, by_mode in choices.items() if by_mode}
+    return kept, [by_candidate[row.candidate] for row in rows]
+
+
+def choose(times: dict[Candidate, list[float]], base: Candidate) -> Choice | None:
+    """The winner of interleaved timings: the baseline, unless another is surely faster.
+
+    It takes a median ratio of at least ``SWITCH_MARGIN`` with its confidence interval above 1
+    to replace the baseline; ties go to the simplest strategy.
+    """
+    if base not in times:
+        return None
+    ratios = {candidate: ratio(times[base], samples) for candidate, samples in times.items()}
+    won = {
+        candidate: r
+        for candidate, r in ratios.items()
+        if candidate != base and r.median >= SWITCH_MARGIN and r.low > 1.0
+    }
+    winner = base
+    if won:
+        best = max(r.median for r in won.values())
+        tied = [candidate for candidate, r in won.items() if r.median * TIE >= best]
+        winner = min(tied, key=lambda c: (BY_NAME[c.strategy].rank, -won[c].median))
+    others = [c for c in ratios if c != winner]
+    runner_up = max(others, key=lambda c: ratios[c].median, default=None)
+    result = ratios[winner]
+    return Choice(
+        candidate=winner,
+        us=sorted(times[winner])[len(times[winner]) // 2],
+        baseline_us=sorted(times[base])[len(times[base]) // 2],
+        ratio=result.median,
+        low=result.low,
+        high=result.high,
+        rounds=len(times[winner]),
+        runner_up=runner_up,
+        runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
+    )
+
+
+def _able(problem: Problem, level: str, rows: Sequence[Measured]) -> list[Measured]:
+    """The rows that were measured well and whose declared bound serves a level."""
+    return [
+        row
+        for row in rows
+        if row.status == "ok"
+        and Tolerance(level).admits(
+            BY_NAME[row.candidate.strategy].bound(problem, row.candidate.kwargs),
+            problem.dtype,
+            problem.k,
+        )
+    ]
+
+
+# ------------------------------------------------------------------------------ small parts
+
+
+class _Writer:
+    """Merges finished entries into the table, a few seconds' worth at a time.
+
+    What a kill takes with it is a few finals: the journal holds the measurements.
+    """
+
+    _EVERY_S = 5.0
+
+    def __init__(self, path: Path, device: Device, environment: Environment) -> None:
+        self._where = (path, device, environment)
+        self._waiting: list[Entry] = []
+        self._last = time.monotonic()
+
+    def add(self, entry: Entry) -> None:
+        self._waiting.append(entry)
+        if time.monotonic() - self._last > self._EVERY_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            merge_table(*self._where, self._waiting)
+            self._waiting = []
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+
+
+def clocks_of(device: Device) -> dict[str, int]:
+    """Clocks seen at the start of a run, none on a CPU."""
+    return clocks() if device.has_cuda else {}
+
+
+def _over(order: Order, stop: Callable[[], bool]) -> Callable[[], bool]:
+    return lambda: stop() or time.time() > order.deadline
+
+
+def _entries(path: Path) -> dict[Any, Entry]:
+    """The table's entries; none where it is missing or damaged (merging keeps a copy)."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(read_table(path)[0].entries)
+    except DatabaseError:
+        return {}
+
+
+def _key(problem: Problem) -> Any:
+    from autogemm.database import key_of
+
+    return key_of(problem)
+
+
+def _choices_of(entry: Entry | None) -> list[Candidate]:
+    if entry is None:
+        return []
+    return [choice.candidate for by_mode in entry.choices.values() for choice in by_mode.values()]
+
+
+def _with_old_levels(
+    previous: Entry | None, environment: str, choices: dict[str, dict[str, Choice]]
+) -> dict[str, dict[str, Choice]]:
+    """New choices, beside those of levels that were not tuned this time."""
+    if previous is None or previous.environment != environment:
+        return choices
+    return {**{level: dict(modes) for level, modes in previous.choices.items()}, **choices}
+
+
+def _to_json(row: Measured) -> str:
+    return json.dumps(
+        {
+            "status": row.status,
+            "graph_us": row.graph_us,
+            "eager_us": row.eager_us,
+            "error": row.error,
+            "workspace_bytes": row.workspace_bytes,
+            "note": row.note,
+        }
+    )
+
+
+def _from_json(text: str, candidate: Candidate) -> Measured:
+    return Measured(candidate=candidate, **json.loads(text))

@@ -1,0 +1,250 @@
+"""Problems worth tuning: named presets, and lists that a user brings in a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from autogemm.errors import InvalidProblem
+from autogemm.problem import DTYPES, UPDATES, Problem, Update, contiguous_problem
+
+PRESETS = ("quick", "llm", "science", "full")
+
+_ORDER = {"n": "row", "t": "col"}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A problem, and how often a program meets it."""
+
+    problem: Problem
+    count: int = 1
+
+
+def preset(name: str, device_type: str) -> list[Workload]:
+    """The problems of a preset, most useful first.
+
+    ``quick`` is a sample of everything (the default), ``llm`` the products of published
+    language models, ``science`` those of covariances, least squares and PCA, ``full`` all.
+    """
+    if name not in PRESETS:
+        raise InvalidProblem(f"the preset is {name!r}; expected one of {', '.join(PRESETS)}.")
+    if device_type == "cpu":
+        specs = list(_cpu(name))
+    else:
+        specs = list(_gpu(name))
+    unique = dict.fromkeys(specs)
+    return [Workload(_problem(spec, device_type)) for spec in unique]
+
+
+# A spec: dtype, (m, n, k), BLAS's transposition letters of A and B, what becomes of C.
+_Spec = tuple[str, tuple[int, int, int], str, Update]
+
+
+def _problem(spec: _Spec, device_type: str) -> Problem:
+    dtype, (m, n, k), letters, update = spec
+    return contiguous_problem(
+        m,
+        n,
+        k,
+        DTYPES[dtype],
+        a=_ORDER[letters[0]],
+        b=_ORDER[letters[1]],
+        update=update,
+        device_type=device_type,
+    )
+
+
+def _each(
+    dtypes: str, shapes: Iterable[tuple[int, int, int]], letters: str = "nn", update: Update = "add"
+) -> Iterator[_Spec]:
+    for dtype in dtypes.split():
+        for shape in shapes:
+            yield (dtype, shape, letters, update)
+
+
+def _cube(*sizes: int) -> list[tuple[int, int, int]]:
+    return [(size, size, size) for size in sizes]
+
+
+# Llama 3 8B: fused qkv, output, gate and up fused, down (n, k); GPT-2 small and its head.
+_LLAMA = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
+_GPT2 = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+
+
+def _tokens(
+    counts: Sequence[int], layers: Iterable[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    return [(tokens, n, k) for n, k in layers for tokens in counts]
+
+
+_ODD = [
+    *_cube(1023, 2047, 3001, 4095),
+    (8191, 4097, 4096),
+    (4096, 4097, 4095),
+    (2047, 3071, 1025),
+    (777, 20000, 333),
+    (65536, 256, 257),
+    (1000, 1001, 4099),
+]
+_ODD_TRANSPOSED = [(2049, 2047, 4099), (1023, 1023, 1023), (4095, 4097, 4095), (512, 3071, 1023)]
+_LONG_K = [(256, 256, 262144), (64, 64, 1048576), (512, 512, 65536), (128, 128, 131072)]
+_TALL = [(100000, 512, 512), (65536, 256, 256), (200000, 64, 64), (32768, 128, 1024)]
+_SKINNY = [(16, 4096, 4096), (64, 4096, 4096), (128, 4096, 14336), (32, 8192, 8192), (1, 4096, 4096)]
+
+
+def _gpu(name: str) -> Iterator[_Spec]:
+    if name in ("quick", "full"):
+        yield from _each("float32 bfloat16 float16 float64", _cube(1024, 4096))
+        yield from _each("float32 bfloat16", [(4095, 4095, 4095), (256, 256, 262144)])
+        yield from _each("float32 bfloat16", [(128, 4096, 14336), (2048, 4096, 4096)], "nt")
+        yield from _each("bfloat16 float16", [(8191, 4097, 4096), (2047, 2047, 2047)])
+        yield from _each("float32", _cube(2048))
+    if name in ("llm", "full"):
+        yield from _each("bfloat16", _tokens((1, 16, 128, 1024, 8192), _LLAMA), "nt")
+        yield from _each("float16", _tokens((16, 2048), _LLAMA), "nt")
+        yield from _each("bfloat16 float32", _tokens((1024,), _GPT2), "nt")
+        yield from _each("bfloat16 float32", [(2048, 50304, 768)], "nt")
+        yield from _each("bfloat16 float16", [(2048, 50257, 768)])
+        yield from _each("bfloat16", [(2048, 50257, 768), (16, 50257, 1600)], "nt")
+        yield from _each("bfloat16", _tokens((1024,), _LLAMA), "nt", "none")
+        yield from _each("bfloat16", [(2048, 3072, 768), (2048, 768, 3072)], "nt", "bias")
+        yield from _each("bfloat16 float16", [(2048, 6144, 4096), (4096, 4096, 4096)], "nn", "inplace")
+    if name in ("science", "full"):
+        yield from _each("float32 float64", [(512, 512, 65536), (500, 500, 200000)], "tn")
+        yield from _each("float32", [(1000, 1000, 100000), (300, 300, 1000003)], "tn", "none")
+        yield from _each("float32 float64", [(2048, 2048, 2048), (100000, 64, 512)], "nn", "none")
+        yield from _each("float32", _LONG_K)
+        yield from _each("float32", _TALL)
+        yield from _each("float32 float64", [(4096, 16, 4096), (3000, 2000, 1000)])
+    if name == "full":
+        yield from _each("float32", _cube(256, 512, 1536, 3072, 6144, 8192))
+        yield from _each("float32", _cube(1024, 2048, 4096), "nt")
+        yield from _each("float32", _cube(1024, 2048, 4096), "tn")
+        yield from _each("float32", _cube(2048, 4096), "tt")
+        yield from _each("float32", _SKINNY)
+        yield from _each("float32", _SKINNY[:4], "nt")
+        yield from _each("float32", _ODD[:8])
+        yield from _each("float32", _ODD_TRANSPOSED, "nt")
+        yield from _each("float32", _cube(1024, 4096), "nn", "inplace")
+        yield from _each("bfloat16", _ODD)
+        yield from _each("float16", _ODD[1:])
+        yield from _each("bfloat16 float16", _ODD_TRANSPOSED, "nt")
+        yield from _each("bfloat16", [(1023, 2047, 1023), (2049, 4095, 2047)], "tn")
+        yield from _each("bfloat16", [(4095, 4095, 4095), (2047, 2047, 2047), (1001, 3001, 2001)], "nn", "none")
+        yield from _each("bfloat16", [(2048, 4096, 4095), (1024, 2048, 2047), (8192, 1024, 1001)])
+        yield from _each("bfloat16", [(2048, 4095, 4096), (1024, 2047, 2048), (512, 8191, 1024)])
+        yield from _each("bfloat16 float16", _cube(512, 2048, 8192))
+        yield from _each("bfloat16", _cube(2048, 4096), "nt")
+        yield from _each("bfloat16", _cube(2048, 4096), "tn")
+        yield from _each("bfloat16 float16", _LONG_K[:3])
+        yield from _each("bfloat16", [(2048, 2048, 64), (4096, 4096, 128), (100000, 512, 512)])
+        yield from _each("float64", _cube(512, 2048, 3072, 1001, 3001))
+        yield from _each("float64", [(256, 256, 65536), (50000, 256, 256), (64, 4096, 4096)])
+        yield from _each("float64", [(2048, 2048, 2048)], "nt")
+
+
+def _cpu(name: str) -> Iterator[_Spec]:
+    if name in ("quick", "full"):
+        yield from _each("float32", _cube(64, 256, 512, 1024))
+        yield from _each("float32", [(64, 64, 50000), (16, 1024, 1024), (10000, 64, 64)])
+        yield from _each("bfloat16", _cube(256, 1024))
+        yield from _each("float64", [*_cube(256, 512), (64, 64, 20000)])
+        yield from _each("float32", [(128, 768, 768)], "nt")
+    if name in ("llm", "full"):
+        yield from _each("float32 bfloat16", _tokens((1, 128), _GPT2), "nt")
+        yield from _each("bfloat16", [(16, 4096, 4096)], "nt")
+    if name in ("science", "full"):
+        yield from _each("float32 float64", [(100, 100, 50000), (256, 256, 8192)], "tn")
+        yield from _each("float32", [(32, 32, 200000), (1001, 999, 333), (20000, 128, 128)])
+    if name == "full":
+        yield from _each("float32", _cube(128, 384, 768, 1536), "nn", "none")
+        yield from _each("float32", _cube(512), "nt")
+        yield from _each("float32", _cube(512), "tn")
+        yield from _each("float16", _cube(256, 512))
+        yield from _each("complex64", _cube(256))
+
+
+# ------------------------------------------------------------------------ files of shapes
+
+_COLUMNS = ("m", "n", "k", "dtype", "layout", "update", "count")
+
+
+def read_shapes(path: Path, device_type: str) -> list[Workload]:
+    """Read a list of problems from YAML (a list of mappings) or CSV (a header row).
+
+    Columns: ``m``, ``n``, ``k``; optional ``dtype`` (float32), ``layout`` (``nn``, ``nt``,
+    ``tn``, ``tt``: BLAS's letters for A and B; nn), ``update`` (none, add, bias, inplace;
+    add) and ``count`` (1). Raises ``InvalidProblem`` naming the file, the row and the value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidProblem(f"{path}: cannot be read ({error}).") from None
+    if path.suffix.lower() == ".csv":
+        rows: Any = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    else:
+        try:
+            rows = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidProblem(f"{path}: is not YAML: {error}") from None
+    if not isinstance(rows, list) or not rows:
+        raise InvalidProblem(
+            f"{path}: expected a list of problems, each with m, n and k, found "
+            f"{'nothing' if not rows else type(rows).__name__}."
+        )
+    return [_workload(row, f"{path}: problem {i + 1}", device_type) for i, row in enumerate(rows)]
+
+
+def _workload(row: Any, where: str, device_type: str) -> Workload:
+    if not isinstance(row, Mapping):
+        raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {row!r}.")
+    given = {key: value for key, value in row.items() if value not in (None, "")}
+    unknown = sorted(map(str, set(given) - set(_COLUMNS)))
+    if unknown:
+        raise InvalidProblem(
+            f"{where}: unknown column {', '.join(unknown)}; expected {', '.join(_COLUMNS)}."
+        )
+    sizes = [_integer(given, key, where) for key in ("m", "n", "k")]
+    dtype = _word(given, "dtype", "float32", DTYPES, where)
+    letters = _word(given, "layout", "nn", ("nn", "nt", "tn", "tt"), where)
+    update = _word(given, "update", "add", UPDATES, where)
+    count = _integer(given, "count", where) if "count" in given else 1
+    m, n, k = sizes
+    return Workload(_problem((dtype, (m, n, k), letters, update), device_type), count)  # type: ignore[arg-type]
+
+
+def _integer(given: Mapping[str, Any], key: str, where: str) -> int:
+    value = given.get(key)
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        found = "nothing" if value is None else repr(value)
+        raise InvalidProblem(f"{where}: {key} must be a positive integer, found {found}.")
+    return value
+
+
+def _word(
+    given: Mapping[str, Any], key: str, default: str, legal: Iterable[str], where: str
+) -> str:
+    value = given.get(key, default)
+    value = value.strip() if isinstance(value, str) else value
+    if value not in tuple(legal):
+        raise InvalidProblem(f"{where}: {key} must be one of {', '.join(legal)}, found {value!r}.")
+    return str(value)
+
+
+def levels_of(problem: Problem) -> tuple[str, ...]:
+    """The levels at which a problem's answer may differ."""
+    if problem.dtype is torch.float32:
+        return ("highest", "high", "medium")
+    if problem.is_half and problem.device_type == "cuda":
+        return ("highest", "high")
+    return ("highest",)

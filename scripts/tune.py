@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Tune this machine: measure what computes each product fastest and write it to a table.
+
+Run it once per machine, without arguments. Interrupted at any moment and started again it
+goes on where it was; on an unchanged machine a second run measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from tqdm import tqdm
+
+from autogemm.database import table_path, write_directory
+from autogemm.device import default_device, device_of
+from autogemm.errors import AutogemmError
+from autogemm.precision import LEVELS
+from autogemm.report import tuning_table
+from autogemm.supervisor import Restarted, TuningFailed, supervise
+from autogemm.tuner import Order, Progress
+from autogemm.workloads import PRESETS, preset, read_shapes
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: the GPU if there is one)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="which problems: quick is the default; full is every one of this project's table",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=Path,
+        metavar="FILE",
+        help="problems from a YAML or CSV file: m, n, k, and dtype, layout, update, count",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=LEVELS,
+        action="append",
+        help="tune this level only (may be repeated; default: all)",
+    )
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this")
+    parser.add_argument("--db", type=Path, metavar="PATH", help="directory of the table")
+    parser.add_argument(
+        "--storage", metavar="URL", help="where trials are kept: an Optuna URL or a journal file"
+    )
+    parser.add_argument("--again", action="store_true", help="measure anew what is tuned already")
+    options = parser.parse_args()
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget is {options.budget}; expected a positive number of seconds")
+    if options.db is not None and options.db.exists() and not options.db.is_dir():
+        parser.error(f"--db is {options.db}, a file; expected a directory")
+    return options
+
+
+def main() -> int:
+    options = parse()
+    try:
+        where = torch.device(options.device) if options.device else default_device()
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        device = device_of(where)
+    except (RuntimeError, AssertionError) as error:
+        print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    started = time.time()
+    try:
+        workloads = []
+        if options.shapes:
+            workloads += read_shapes(options.shapes, where.type)
+        if options.preset or not options.shapes:
+            workloads += preset(options.preset or "quick", where.type)
+        directory = options.db or write_directory()
+        order = Order(
+            workloads=tuple(dict.fromkeys(workloads)),
+            directory=directory.absolute(),
+            storage=options.storage,
+            levels=tuple(options.precision or LEVELS),
+            deadline=started + options.budget if options.budget else float("inf"),
+            again=options.again,
+        )
+        print(f"tuning {device}: {len(order.workloads)} problems -> {table_path(directory, device)}")
+        with tqdm(total=len(order.workloads), unit="problem", dynamic_ncols=True) as bar:
+            outcome = supervise(order, str(where), lambda news: show(bar, news))
+    except (AutogemmError, TuningFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    print(tuning_table(outcome.entries))
+    print(
+        f"{len(outcome.entries)} problems ({outcome.reused} tuned before), {outcome.measured} "
+        f"candidates timed, {outcome.screened} of them stopped early, {time.time() - started:.0f} s"
+    )
+    if outcome.unfinished:
+        print(f"{outcome.unfinished} problems are left; run the same command again to go on")
+    return 0
+
+
+def show(bar: tqdm, news: Progress | Restarted) -> None:
+    """Move the bar on."""
+    if isinstance(news, Restarted):
+        bar.write(f"the tuning process {news.reason}; going on in a new one")
+        return
+    bar.set_description_str(str(news.problem)[:48])
+    if news.entry is not None:
+        bar.update(news.done - bar.n)
+    elif news.measured is not None:
+        bar.set_postfix_str(f"{news.measured.candidate}: {news.measured.status}"[:40])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Fixtures: torch's process-wide precision settings never leak from one test into the next."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def torch_settings() -> dict[str, object]:
+    """Every process-wide setting that decides what torch's products compute."""
+    matmul = torch.backends.cuda.matmul
+    names = [
+        f"allow_{short}_reduced_precision_reduction{suffix}"
+        for short in ("fp16", "bf16")
+        for suffix in ("", "_split_k")
+    ]
+    settings: dict[str, object] = {
+        "cuda.fp32_precision": matmul.fp32_precision,
+        "mkldnn.fp32_precision": torch.backends.mkldnn.matmul.fp32_precision,
+        "allow_fp16_accumulation": matmul.allow_fp16_accumulation,
+    }
+    for name in names:
+        settings[name] = getattr(matmul, name, None)  # the split-k half is younger than torch 2.9
+    return settings
+
+
+@pytest.fixture
+def restored_torch_settings() -> Iterator[None]:
+    """Let a test change torch's precision settings; put them back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = torch_settings()
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        matmul.fp32_precision = before["cuda.fp32_precision"]
+        torch.backends.mkldnn.matmul.fp32_precision = before["mkldnn.fp32_precision"]
+        matmul.allow_fp16_accumulation = before["allow_fp16_accumulation"]
+        for short in ("fp16", "bf16"):
+            name = f"allow_{short}_reduced_precision_reduction"
+            split_k = before[f"{name}_split_k"]
+            setattr(matmul, name, (False, False) if split_k is False else before[name])
+    assert torch_settings() == before
+
+
+@pytest.fixture(autouse=True)
+def _torch_settings_are_left_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that changes torch's settings without asking for their restoration."""
+    before = torch_settings()
+    yield
+    assert torch_settings() == before, "the test changed torch's process-wide settings"
