@@ -78,13 +78,13 @@ def gemm(
     try:
         # The whole cost of a warm call beyond torch's own is this tuple and one look-up.
         key = (
-            A.shape, A.stride(), B.shape, B.stride(), A.dtype, B.dtype, A.device, B.device,
+            A.shape, A.stride(), B.shape, B.stride(), A.dtype, A.device,
             alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision,
-            None if C is None else (C.shape, C.stride(), C.dtype, C.device),
-            None if out is None else (C is out, out.shape, out.stride(), out.dtype, out.device),
+            None if C is None else (C.shape, C.stride(), C.dtype),
+            None if out is None else (C is out, out.shape, out.stride(), out.dtype),
             (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
             and _grad_enabled(),
-            _cuda_facts(A, B, out) if _cuda_is_built and A.is_cuda else _cpu_state(),
+            _cuda_facts(A, B, C, out) if _cuda_is_built and A.is_cuda else _cpu_state(),
         )  # fmt: skip
         run, spans = _warm[key]
     except (KeyError, AttributeError, TypeError, RuntimeError):
@@ -93,7 +93,12 @@ def gemm(
         problems.check_out(out, A, B, C)
         if C is not None and C is not out and problems.same_view(out, C):
             return gemm(alpha, A, B, beta, out, precision=precision, out=out)
-    return run(alpha, A, B, beta, C, out)
+    try:
+        return run(alpha, A, B, beta, C, out)
+    except RuntimeError:
+        # On a CPU the key leaves out what torch checks before it writes; our words say more.
+        problems.check_operands(A, B, C, out, beta_is_zero=beta == 0)
+        raise
 
 
 def gemm_(
@@ -277,9 +282,15 @@ def _without_c(run: Run) -> Run:
     return lambda alpha, A, B, beta, C, out: run(alpha, A, B, 0.0, None, out)
 
 
-def _cuda_facts(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None) -> Hashable:
+def _cuda_facts(
+    A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None, out: torch.Tensor | None
+) -> Hashable:
     return (
         precisions.raw_cuda_state(A.dtype),
+        B.dtype,
+        B.device,
+        None if C is None else C.device,
+        None if out is None else out.device,
         A.data_ptr() & 15,
         B.data_ptr() & 15,
         0 if out is None else out.data_ptr() & 15,

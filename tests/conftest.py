@@ -46,7 +46,7 @@ def restored_torch_settings() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _torch_settings_are_left_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+def _torch_settings_are_left_alone() -> Iterator[None]:
     """Fail a test that changes torch's settings without asking for their restoration."""
     before = torch_settings()
     yield

@@ -1,0 +1,307 @@
+"""Re-times what the tables choose against ``torch.addmm``, and scores predictions.
+
+Everything is measured in turns within one run, beside an A/A pair (the baseline against
+itself) that shows how much of a difference is noise.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from autogemm import api
+from autogemm.database import Entry, Measured
+from autogemm.database.lookup import SWITCH_MARGIN, predict, time_of
+from autogemm.device import Device
+from autogemm.measure import EAGER_EQUALS_GRAPH_US, Workbench, in_turns, ratio
+from autogemm.operands import Operands
+from autogemm.precision import Tolerance
+from autogemm.problem import DTYPE_NAMES, Problem
+from autogemm.report import geomean
+from autogemm.strategies import BY_NAME, Candidate, Run, baseline
+
+_ROUNDS = 25
+_AGAIN = Candidate.of("baseline again")
+"""The second half of the A/A pair."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One problem at one level in one mode, re-timed. Times in µs, rates per second."""
+
+    problem: Problem
+    level: str
+    mode: str
+    candidate: Candidate
+    us: float
+    baseline_us: float
+    ratio: float
+    low: float
+    high: float
+    aa: float
+    """The baseline's ratio to itself."""
+    tflops: float
+    gbytes: float
+    """GB/s of the traffic that cannot be avoided."""
+    roofline: float | None
+    """Fraction of the time the device's measured ceilings allow; None without ceilings."""
+    error: float | None
+
+    def as_json(self) -> dict[str, object]:
+        """The result with words for its problem and candidate."""
+        facts = asdict(self)
+        facts["problem"] = {
+            "m": self.problem.m, "n": self.problem.n, "k": self.problem.k,
+            "dtype": DTYPE_NAMES[self.problem.dtype], "a": self.problem.a, "b": self.problem.b,
+            "out": self.problem.out, "update": self.problem.update,
+        }  # fmt: skip
+        facts["candidate"] = str(self.candidate)
+        return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What this device reaches: FLOP/s by dtype name, and bytes/s of a large copy."""
+
+    flops: dict[str, float]
+    bytes: float
+
+    def seconds(self, problem: Problem) -> float:
+        """The least time a problem can take."""
+        flops = self.flops.get(DTYPE_NAMES[problem.dtype])
+        compute = problem.flops / flops if flops else 0.0
+        return max(compute, problem.min_bytes / self.bytes)
+
+
+def measure_ceilings(device: Device, where: torch.device) -> Ceilings:
+    """Time large square products and a large copy; the best rates seen are the ceilings.
+
+    float32's ceiling is IEEE float32's own: TF32 and 16-bit passes can exceed it.
+    """
+    size = 8192 if device.has_cuda else 1024
+    flops = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        x, y = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
+        run = BY_NAME["addmm"].bind(
+            Problem(m=size, n=size, k=size, dtype=dtype, update="none", device_type=where.type),
+            device,
+            {"reduction": "full"},
+        )
+        seconds = _best_seconds(lambda run=run, x=x, y=y: run(1.0, x, y, 0.0, None, None), where)
+        flops[DTYPE_NAMES[dtype]] = 2.0 * size**3 / seconds
+    block = torch.empty((2**30 if device.has_cuda else 2**27), dtype=torch.uint8, device=where)
+    target = torch.empty_like(block)
+    seconds = _best_seconds(lambda: target.copy_(block), where)
+    return Ceilings(flops, 2.0 * block.numel() / seconds)
+
+
+def _best_seconds(call: Callable[[], object], where: torch.device) -> float:
+    def wait() -> None:
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+
+    call()
+    times = []
+    for _ in range(7):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def retime(
+    entry: Entry, device: Device, where: torch.device, ceilings: Ceilings | None
+) -> Iterator[Result]:
+    """Re-time every level of an entry against its baseline, in each mode the device has.
+
+    Eager calls go through ``autogemm.gemm`` and ``torch.addmm`` as a user makes them.
+    """
+    problem = entry.problem
+    errors = {row.candidate: row.error for row in entry.measured}
+    modes = ("graph", "eager") if device.has_cuda else ("eager",)
+    with Workbench.open(problem, device, where, check=False) as bench:
+        for mode in modes:
+            chosen = {
+                level: (choices.get(mode) or next(iter(choices.values()))).candidate
+                for level, choices in entry.choices.items()
+            }
+            bases = {level: baseline(problem, level) for level in chosen}
+            timer = bench.graph if mode == "graph" else bench.eager
+            runs: dict[Candidate, Run] = {}
+            for level, candidate in chosen.items():
+                runs[bases[level]] = bench.bind(bases[level])
+                if mode == "eager":
+                    name = Candidate.of(f"gemm {level}")
+                    runs[name] = _as_user(bench.operands[0], level)
+                    chosen[level] = name
+                elif candidate not in runs:
+                    runs[candidate] = bench.bind(candidate)
+            timers = {candidate: timer(run) for candidate, run in runs.items()}
+            timers[_AGAIN] = timer(runs[next(iter(bases.values()))])
+            times = in_turns(timers, _ROUNDS)
+            aa = ratio(times[next(iter(bases.values()))], times[_AGAIN]).median
+            for level, name in chosen.items():
+                candidate = (
+                    entry.choices[level].get(mode) or next(iter(entry.choices[level].values()))
+                ).candidate
+                result = ratio(times[bases[level]], times[name])
+                us = statistics.median(times[name])
+                yield Result(
+                    problem=problem, level=level, mode=mode, candidate=candidate, us=us,
+                    baseline_us=statistics.median(times[bases[level]]), ratio=result.median,
+                    low=result.low, high=result.high, aa=aa, tflops=problem.flops / us * 1e-6,
+                    gbytes=problem.min_bytes / us * 1e-3,
+                    roofline=None if ceilings is None else ceilings.seconds(problem) * 1e6 / us,
+                    error=errors.get(candidate),
+                )  # fmt: skip
+
+
+def _as_user(operands: Operands, level: str) -> Run:
+    in_place = operands.out is not None
+
+    def run(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+        if C is None:
+            return api.gemm(alpha, A, B, precision=level)
+        return api.gemm(alpha, A, B, beta, C, precision=level, out=C if in_place else None)
+
+    return run
+
+
+# --------------------------------------------------------------------------------- regret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regret:
+    """What a prediction would have cost on a problem it had not seen."""
+
+    problem: Problem
+    level: str
+    mode: str
+    predicted: Candidate
+    best: Candidate
+    regret: float
+    """Time of the predicted candidate over the best one's: 1 is perfect."""
+    speed: float
+    """Time of the baseline over the predicted candidate's: below 1 is a loss."""
+    source: str
+
+
+def leave_one_out(entries: Sequence[Entry], device: Device) -> list[Regret]:
+    """Predict every entry's choices from all the others, and look up what they would cost."""
+    results = []
+    for entry in entries:
+        others = [
+            (other, SWITCH_MARGIN)
+            for other in entries
+            if other.problem.klass == entry.problem.klass and other is not entry
+        ]
+        for level, choices in entry.choices.items():
+            for mode in choices:
+                results += _regret(entry, others, level, mode, device)
+    return results
+
+
+def _regret(
+    entry: Entry, others: list[tuple[Entry, float]], level: str, mode: str, device: Device
+) -> Iterator[Regret]:
+    problem = entry.problem
+    tolerance = Tolerance(level)
+    times = _times(entry.measured, mode)
+    base = baseline(problem, level)
+    able = {
+        candidate: us
+        for candidate, us in times.items()
+        if tolerance.admits(
+            BY_NAME[candidate.strategy].bound(problem, candidate.kwargs), problem.dtype, problem.k
+        )
+        and not BY_NAME[candidate.strategy].reasons_not(problem, device, candidate.kwargs)
+    }
+    if base not in able:
+        return
+    predicted, source = base, "default"
+    for suggestion in predict(others, problem, tolerance, mode):
+        if suggestion.candidate in able:
+            predicted, source = suggestion.candidate, suggestion.source
+            break
+    best = min(able, key=lambda candidate: able[candidate])
+    yield Regret(
+        problem=problem, level=level, mode=mode, predicted=predicted, best=best,
+        regret=able[predicted] / able[best], speed=able[base] / able[predicted], source=source,
+    )  # fmt: skip
+
+
+def _times(rows: Iterable[Measured], mode: str) -> dict[Candidate, float]:
+    times = {}
+    for row in rows:
+        us = time_of(row, mode)
+        if row.status in ("ok", "slow") and us is not None:
+            times[row.candidate] = us
+    return times
+
+
+# ------------------------------------------------------------------------------- overhead
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Host cost of one warm call on 8x8 CPU tensors, in µs."""
+
+    gemm_us: float
+    addmm_us: float
+    strategy: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times ``torch.addmm``'s cost."""
+        return self.gemm_us / self.addmm_us
+
+
+def overhead(rounds: int = 200, calls: int = 500) -> Overhead:
+    """Time warm ``gemm`` and ``torch.addmm`` on the same 8x8 tensors in turns; medians."""
+    A, B, C = (torch.randn(8, 8) for _ in range(3))
+    strategy = api.explain(1.5, A, B, 0.5, C).strategy
+
+    def time_gemm() -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            api.gemm(1.5, A, B, 0.5, C)
+        return (time.perf_counter() - start) * 1e6 / calls
+
+    def time_addmm() -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            torch.addmm(C, A, B, beta=0.5, alpha=1.5)
+        return (time.perf_counter() - start) * 1e6 / calls
+
+    times = in_turns({Candidate.of("gemm"): time_gemm, Candidate.of("addmm"): time_addmm}, rounds)
+    gemm_us, addmm_us = (statistics.median(samples) for samples in times.values())
+    return Overhead(gemm_us, addmm_us, strategy)
+
+
+def summary(results: Sequence[Result]) -> list[str]:
+    """Geometric means by dtype, level and mode, the worst ratio, and the A/A spread."""
+    lines = []
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        key = (DTYPE_NAMES[result.problem.dtype], result.level, result.mode)
+        groups.setdefault(key, []).append(result)
+    for (dtype, level, mode), group in groups.items():
+        large = [r.ratio for r in group if r.problem.flops > 1e9]
+        lines.append(
+            f"{dtype:9} {level:8} {mode:6} {len(group):4} problems: geomean "
+            f"{geomean(r.ratio for r in group):.3f} x addmm ({geomean(large):.3f} above 1e9 flop, "
+            f"{len(large)}), worst {min(r.ratio for r in group):.3f}"
+        )
+    noise = sorted(abs(r.aa - 1) for r in results)
+    if noise:
+        lines.append(
+            f"A/A (the baseline against itself): median {statistics.median(noise):.2%} apart, "
+            f"95th percentile {noise[int(0.95 * (len(noise) - 1))]:.2%}, most {noise[-1]:.2%}"
+        )
+    return lines

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Re-time every tuned problem against torch.addmm, interleaved, beside an A/A pair."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from tqdm import tqdm
+
+from autogemm import benchmark
+from autogemm.database import read_table, search_path, table_path
+from autogemm.database.entries import Entry
+from autogemm.device import Device, clocks, default_device, device_of, software_versions
+from autogemm.errors import AutogemmError, DatabaseError
+from autogemm.report import geomean, text_table
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: the GPU if there is one)")
+    parser.add_argument("--db", type=Path, metavar="PATH", help="the table's file or directory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this")
+    parser.add_argument("--sample", type=int, metavar="N", help="re-time N entries drawn at random")
+    parser.add_argument(
+        "--regret", action="store_true", help="leave-one-out over the table; times nothing"
+    )
+    parser.add_argument(
+        "--overhead", action="store_true", help="host cost of a warm call on 8x8 CPU tensors"
+    )
+    return parser.parse_args()
+
+
+def find_table(options: argparse.Namespace, device: Device) -> Path:
+    places = [options.db] if options.db else search_path()
+    for place in places:
+        path = place if place.suffix == ".yaml" else table_path(place, device)
+        if path.exists():
+            return path
+    looked = ", ".join(map(str, places))
+    raise DatabaseError(f"no table for {device} in {looked}; run scripts/tune.py first.")
+
+
+def main() -> int:
+    options = parse()
+    if options.overhead:
+        return show_overhead()
+    where = torch.device(options.device) if options.device else default_device()
+    try:
+        # Leave-one-out needs no hardware: with --db it scores another machine's table too.
+        if options.regret and options.db and options.db.suffix == ".yaml":
+            path = options.db
+        else:
+            path = find_table(options, device_of(where))
+        table, _ = read_table(path)
+    except AutogemmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    entries = list(table.entries.values())
+    if options.regret:
+        return show_regret(entries, table.device)
+    return show_times(entries, device_of(where), where, options)
+
+
+def show_overhead() -> int:
+    cost = benchmark.overhead()
+    print(
+        f"warm gemm {cost.gemm_us:.2f} us ({cost.strategy}), torch.addmm {cost.addmm_us:.2f} us, "
+        f"8x8 float32 on the CPU: {cost.ratio:.2f} x"
+    )
+    return 0
+
+
+def show_regret(entries: list[Entry], device: Device) -> int:
+    results = benchmark.leave_one_out(entries, device)
+    rows = [
+        (
+            str(r.problem), r.level, r.mode, r.source, str(r.predicted), str(r.best),
+            f"{r.regret:.3f}", f"{r.speed:.3f}",
+        )
+        for r in sorted(results, key=lambda r: -r.regret)
+        if r.regret > 1.02 or r.speed < 0.98
+    ]  # fmt: skip
+    header = ("problem", "level", "mode", "by", "predicted", "best", "regret", "x addmm")
+    print(text_table(header, rows))
+    for mode in ("graph", "eager"):
+        group = [r for r in results if r.mode == mode]
+        if group:
+            print(
+                f"{mode}: {len(group)} left-out choices, geomean regret "
+                f"{geomean(r.regret for r in group) - 1:.2%}, slowest "
+                f"{min(r.speed for r in group):.3f} x addmm, "
+                f"{sum(r.speed < 0.98 for r in group)} below 0.98"
+            )
+    return 0
+
+
+def show_times(
+    entries: list[Entry], device: Device, where: torch.device, options: argparse.Namespace
+) -> int:
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    random.Random(0).shuffle(entries)
+    entries = entries[: options.sample] if options.sample else entries
+    started = time.time()
+    results: list[benchmark.Result] = []
+    with torch.no_grad():
+        ceilings = benchmark.measure_ceilings(device, where)
+        for entry in tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1):
+            if options.budget and time.time() - started > options.budget:
+                print("the budget is over; the rest was not timed", file=sys.stderr)
+                break
+            results += benchmark.retime(entry, device, where, ceilings)
+    results.sort(key=lambda r: (str(r.problem.dtype), r.level, r.mode, r.problem.flops))
+    print(
+        text_table(
+            ("problem", "level", "mode", "choice", "us", "x addmm", "low", "high", "A/A",
+             "TFLOP/s", "GB/s", "roofline", "R"),
+            [
+                (
+                    str(r.problem), r.level, r.mode, str(r.candidate), f"{r.us:.1f}",
+                    f"{r.ratio:.3f}", f"{r.low:.3f}", f"{r.high:.3f}", f"{r.aa:.3f}",
+                    f"{r.tflops:.3g}", f"{r.gbytes:.0f}", f"{r.roofline:.2f}",
+                    "-" if r.error is None else f"{r.error:.3g}",
+                )
+                for r in results
+            ],
+        )
+    )  # fmt: skip
+    print("\n".join(benchmark.summary(results)))
+    if options.json:
+        facts = {
+            "device": str(device),
+            "versions": dict(software_versions(device.type)),
+            "clocks": clocks() if device.has_cuda else {},
+            "ceilings": {"flops": ceilings.flops, "bytes": ceilings.bytes},
+            "results": [r.as_json() for r in results],
+        }
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
