@@ -63,7 +63,9 @@ def worst_ratio(
         if sample.operands.out is not None:
             assert C is not None
             C = out = C.clone()  # the sample serves other candidates too
-        result = run(alpha, sample.operands.A, sample.operands.B, beta, C, out)
+        result = run(
+            alpha, sample.operands.A, sample.operands.B, 0.0 if C is None else beta, C, out
+        )
         ratio = _ratio(result, sample, problem)
         worst = max(worst, ratio)
         allowed = bound.rho + (

@@ -46,7 +46,6 @@ class Workbench:
     torch_device: torch.device
     operands: list[Operands] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    _pool: object = None
 
     @classmethod
     @contextmanager
@@ -74,7 +73,6 @@ class Workbench:
             bench.samples.clear()
             if device.has_cuda:
                 torch.cuda.synchronize()
-                bench._pool = None
                 torch.cuda.empty_cache()
 
     # ------------------------------------------------------------------ one candidate
@@ -86,7 +84,8 @@ class Workbench:
 
     def call(self, run: Run, operands: Operands) -> torch.Tensor:
         """One call as a user makes it."""
-        return run(ALPHA, operands.A, operands.B, BETA, operands.C, operands.out)
+        beta = 0.0 if operands.C is None else BETA
+        return run(ALPHA, operands.A, operands.B, beta, operands.C, operands.out)
 
     def error(self, run: Run, bound: ErrorBound) -> tuple[float, bool]:
         """R on random and hostile data, and whether ``bound`` held (``accuracy.worst_ratio``)."""
@@ -156,9 +155,7 @@ class Workbench:
         # Every operand set takes its turn, unless one call alone flushes the cache.
         calls = max(calls, len(self.operands) if us < _GRAPH_US else 1)
         graph = torch.cuda.CUDAGraph()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph):
             for i in range(calls):
                 self.call(run, self.operands[i % len(self.operands)])
         graph.replay()

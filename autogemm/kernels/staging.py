@@ -16,7 +16,7 @@ import triton.language as tl
 FLAG_BLOCK = 128
 """Rows (or columns) of an operand that share one flag: the edge of a tile of the product."""
 
-_BLOCK_ROWS = 8
+_BLOCK_ROWS = 16
 _BLOCK_COLS = 128
 
 

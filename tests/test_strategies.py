@@ -1,0 +1,627 @@
+"""Conformance of every strategy: its declared facts, every corner of the call, its error bound.
+
+Cases are drawn from what strategies declare, deterministically, so that every value of every
+axis is met by every strategy that takes it; a strategy that cannot run here is skipped with
+the reasons it gives itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from _pytest.mark.structures import ParameterSet
+from conftest import torch_settings
+from hostile import BASELINE, HOSTILE, names_for, seeded
+from reference import Truth, has_oracle
+
+from autogemm.device import Device, device_of
+from autogemm.precision import LEVELS, ErrorBound, Tolerance
+from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem, overlap, problem_of
+from autogemm.strategies import STRATEGIES, Candidate, Strategy
+from autogemm.strategies.base import ParamValue
+
+PLACES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+BY_ID = pytest.mark.parametrize("strategy", STRATEGIES, ids=[s.name for s in STRATEGIES])
+
+SIZES = (1, 2, 3, 17, 33, 64)
+LENGTHS = (1, 2, 3, 17, 64, 100, 257, 1000)
+OPERAND_LAYOUTS = ("row", "col", "sliced", "col_sliced", "strided", "lazy")
+C_LAYOUTS = (*OPERAND_LAYOUTS, "one_row", "one_column", "one_number")
+OUTS = ("none", "row", "col", "sliced", "strided", "inplace")
+ALPHAS = (1.0, 1.5, -0.5)
+BETAS = (0.0, 1.0, 0.5)
+COMPLEX_ALPHA, COMPLEX_BETA = 0.5 - 1.5j, -0.25 + 0.75j
+
+SMALL_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
+    "ksplit": [
+        {"form": form, "chunks": chunks}
+        for form in ("batched", "sequential")
+        for chunks in (2, 3, 7)
+    ]
+}
+"""Parameters that a search space leaves out for small problems."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One corner of the call."""
+
+    m: int
+    n: int
+    k: int
+    a: str
+    b: str
+    c: str
+    out: str
+    alpha: complex
+    beta: complex
+    data: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.m}x{self.n}x{self.k}-{self.a}-{self.b}-{self.c}-out_{self.out}"
+            f"-{self.alpha:g}-{self.beta:g}-{self.data}"
+        )
+
+
+# ------------------------------------------------------------------------ laying operands out
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A matrix in some layout, and the whole buffer it lives in."""
+
+    matrix: torch.Tensor
+    buffer: torch.Tensor
+
+    def surroundings(self) -> torch.Tensor:
+        """The buffer's bits outside the matrix (the matrix itself reads as 0 there)."""
+        before = self.matrix.clone()
+        self.matrix.zero_()
+        outside = bits(self.buffer).clone()
+        self.matrix.copy_(before)
+        return outside
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor's bytes, so that NaN compares equal to itself."""
+    return (torch.view_as_real(x) if x.is_complex() else x).view(torch.uint8)
+
+
+def place(values: torch.Tensor, layout: str) -> Placed:
+    """Lay values out; whatever surrounds them in memory is NaN, which no result may show."""
+    rows, cols = values.shape
+    if layout.startswith("one_"):
+        keep = {"one_row": (1, cols), "one_column": (rows, 1), "one_number": (1, 1)}[layout]
+        core = values[: keep[0], : keep[1]].clone()
+        return Placed(core.expand(rows, cols), core)
+    if layout == "lazy":  # a conjugated or negated view: its bits are not its values
+        if values.is_complex():
+            buffer = values.conj().resolve_conj()
+            return Placed(buffer.conj(), buffer)
+        if values.dtype in (torch.float32, torch.float64):
+            buffer = torch.complex(torch.zeros_like(values), -values)
+            return Placed(buffer.conj().imag, buffer)
+        layout = "row"
+    if layout.startswith("col"):
+        placed = place(values.t(), "sliced" if layout == "col_sliced" else "row")
+        return Placed(placed.matrix.t(), placed.buffer)
+    above, left, down, right = {
+        "row": (0, 0, 1, 1),
+        "sliced": (1, 2, 1, 1),
+        "strided": (0, 0, 2, 3),
+    }[layout]
+    shape = (rows * down + 2 * above, cols * right + 2 * left)
+    buffer = torch.full(shape, torch.nan, dtype=values.dtype, device=values.device)
+    matrix = buffer[above : above + rows * down : down, left : left + cols * right : right]
+    matrix.copy_(values)
+    return Placed(matrix, buffer)
+
+
+# ---------------------------------------------------------------------------- drawing cases
+
+
+def parameter_sets(
+    strategy: Strategy, dtype: torch.dtype, device: Device
+) -> list[dict[str, ParamValue]]:
+    """What the search space offers for a few shapes, and small parameters besides."""
+    unique: dict[Candidate, dict[str, ParamValue]] = {}
+    for m, n, k in ((17, 33, 1000), (3, 2, 5)):
+        problem = contiguous_problem(m, n, k, dtype, device_type=device.type)
+        for params in (*strategy.space(problem, device), *SMALL_PARAMS.get(strategy.name, [])):
+            unique[Candidate.of(strategy.name, **params)] = params
+    return list(unique.values())
+
+
+def cycle(rng: random.Random, values: Iterable[object]) -> Iterator[object]:
+    """The values in random order, over and over, each round in an order of its own."""
+    values = list(values)
+    while True:
+        yield from rng.sample(values, len(values))
+
+
+def cases(dtype: torch.dtype, seed: str) -> Iterator[Case]:
+    """Endless corners; any run of 18 holds every value of every axis."""
+    rng = random.Random(seed)
+    complex_too = dtype.is_complex
+    axes = {
+        "m": SIZES,
+        "n": SIZES,
+        "k": LENGTHS,
+        "a": OPERAND_LAYOUTS,
+        "b": OPERAND_LAYOUTS,
+        "c": C_LAYOUTS,
+        "out": OUTS,
+        "alpha": (*ALPHAS, COMPLEX_ALPHA) if complex_too else ALPHAS,
+        "beta": (*BETAS, COMPLEX_BETA) if complex_too else BETAS,
+        "data": BASELINE,
+    }
+    streams = {name: cycle(rng, values) for name, values in axes.items()}
+    while True:
+        case = Case(**{name: next(stream) for name, stream in streams.items()})  # type: ignore[arg-type]
+        if case.out == "inplace" and (case.c.startswith("one_") or case.beta == 0):
+            continue  # an expanded C holds no result, and beta = 0 makes C a mere out
+        yield case
+
+
+def problem_for(case: Case, dtype: torch.dtype, place_: torch.device) -> Problem:
+    """The problem a case forms (with operands of no particular value)."""
+    A, B, C = (torch.zeros(s, dtype=dtype, device=place_) for s in shapes(case))
+    a, b, c, out = arrange(case, A, B, C)
+    return problem_of(
+        a.matrix, b.matrix, None if c is None else c.matrix, matrix_of(out), case.beta == 0
+    )
+
+
+def shapes(case: Case) -> tuple[tuple[int, int], ...]:
+    return (case.m, case.k), (case.k, case.n), (case.m, case.n)
+
+
+def matrix_of(placed: Placed | None) -> torch.Tensor | None:
+    return None if placed is None else placed.matrix
+
+
+def arrange(
+    case: Case, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+) -> tuple[Placed, Placed, Placed | None, Placed | None]:
+    """Lay the operands out; C is None where beta = 0, and out starts as NaN unless it is C."""
+    a, b = place(A, case.a), place(B, case.b)
+    c = None if case.beta == 0 else place(C, case.c)
+    if case.out == "none":
+        return a, b, c, None
+    if case.out == "inplace":
+        return a, b, c, c
+    return a, b, c, place(torch.full_like(C, torch.nan), case.out)
+
+
+def candidates() -> Iterator[
+    tuple[Strategy, dict[str, ParamValue], torch.dtype, torch.device, Device, str]
+]:
+    """Every strategy with every parameter set, type and place, and a label for test names."""
+    for place_ in PLACES:
+        device = device_of(place_)
+        for strategy in STRATEGIES:
+            for dtype in sorted(strategy.dtypes, key=str):
+                for params in parameter_sets(strategy, dtype, device):
+                    candidate = Candidate.of(strategy.name, **params)
+                    label = f"{place_.type}-{candidate}-{DTYPE_NAMES[dtype]}"
+                    yield strategy, params, dtype, place_, device, label
+
+
+def drawn() -> list[ParameterSet]:
+    """Corners that each candidate takes; for one that takes none, a case to skip."""
+    drawn_cases = []
+    for strategy, params, dtype, place_, device, label in candidates():
+        wanted = max(18, 72 // len(parameter_sets(strategy, dtype, device)))
+        proposed = list(itertools.islice(cases(dtype, label), 2 * wanted))
+        taken = [
+            case
+            for case in proposed
+            if not strategy.reasons_not(problem_for(case, dtype, place_), device, params)
+        ]
+        drawn_cases += [
+            pytest.param(strategy, params, dtype, place_, case, id=f"{label}-{case}")
+            for case in taken[:wanted] or proposed[:1]
+        ]
+    return drawn_cases
+
+
+# -------------------------------------------------------------------------------- the corners
+
+
+@pytest.mark.parametrize(("strategy", "params", "dtype", "place_", "case"), drawn())
+def test_every_corner_of_the_call_is_computed_within_the_declared_bound(
+    strategy: Strategy,
+    params: dict[str, ParamValue],
+    dtype: torch.dtype,
+    place_: torch.device,
+    case: Case,
+) -> None:
+    device, problem = device_of(place_), problem_for(case, dtype, place_)
+    skip_unless_it_runs(strategy, problem, device, params)
+    drawn_values = HOSTILE[case.data](case.m, case.n, case.k, dtype, seeded(str(case)))
+    a, b, c, out = arrange(case, *(x.to(place_) for x in drawn_values))
+    truth = Truth(case.alpha, a.matrix, b.matrix, case.beta, matrix_of(c))
+    inputs = [a, b] if c is None or out is c else [a, b, c]
+    before = [bits(x.buffer).clone() for x in inputs]
+    surroundings = None if out is None else out.surroundings()
+    settings = torch_settings()
+
+    run = strategy.bind(problem, device, params)
+    result = run(case.alpha, a.matrix, b.matrix, case.beta, matrix_of(c), matrix_of(out))
+
+    truth.check(result, bound_of(strategy, problem, params), typical=True)
+    assert torch_settings() == settings, "torch's process-wide settings changed"
+    for x, old in zip(inputs, before, strict=True):
+        assert torch.equal(bits(x.buffer), old), "an operand changed"
+    if out is None:
+        assert all(not overlap(result, x.matrix) for x in inputs), "the result is no new tensor"
+        assert result.is_contiguous()
+    else:
+        assert result is out.matrix
+        assert torch.equal(out.surroundings(), surroundings), "memory around out changed"
+
+
+def skip_unless_it_runs(
+    strategy: Strategy, problem: Problem, device: Device, params: dict[str, ParamValue]
+) -> None:
+    reasons = strategy.reasons_not(problem, device, params)
+    if reasons:
+        pytest.skip(f"{strategy.name}: {'; '.join(reasons)}")
+    if not has_oracle(problem.dtype):
+        pytest.skip("numpy's long double is no wider than float64 here")
+
+
+def bound_of(strategy: Strategy, problem: Problem, params: dict[str, ParamValue]) -> ErrorBound:
+    bound = strategy.bound(problem, params)
+    assert any(Tolerance(level).admits(bound, problem.dtype, problem.k) for level in LEVELS)
+    return bound
+
+
+def test_the_drawn_corners_hold_every_value_of_every_axis() -> None:
+    met: dict[tuple[str, torch.dtype], list[Case]] = {}
+    for param in drawn():
+        strategy, _, dtype, place_, case = param.values
+        if place_.type == "cpu":
+            met.setdefault((strategy.name, dtype), []).append(case)
+    for (name, dtype), cases_met in met.items():
+        if len(cases_met) < 18:
+            continue  # one case, to be skipped
+        for field in fields(Case):
+            values = {getattr(case, field.name) for case in cases_met}
+            expected = {
+                "m": SIZES, "n": SIZES, "a": OPERAND_LAYOUTS, "b": OPERAND_LAYOUTS,
+                "c": C_LAYOUTS, "out": OUTS, "alpha": ALPHAS, "beta": BETAS, "data": BASELINE,
+                "k": LENGTHS[1:],
+            }[field.name]  # fmt: skip
+            assert values >= set(expected), (name, dtype, field.name)
+
+
+# ----------------------------------------------------------------------------- hostile data
+
+HOSTILE_SHAPES = ((5, 7, 33), (1, 6, 300), (33, 24, 80))
+HOSTILE_SCALARS = ((1.0, 0.0), (1.0, 1.0), (1.5, 0.5), (-0.5, 1.0))
+
+
+def hostile_cases() -> list[ParameterSet]:
+    return [
+        pytest.param(strategy, params, dtype, place_, name, id=f"{label}-{name}")
+        for strategy, params, dtype, place_, device, label in candidates()
+        for name in (
+            names_for(dtype) if runs_somewhere(strategy, params, dtype, device) else BASELINE[:1]
+        )
+    ]
+
+
+def runs_somewhere(
+    strategy: Strategy, params: dict[str, ParamValue], dtype: torch.dtype, device: Device
+) -> bool:
+    problem = contiguous_problem(*HOSTILE_SHAPES[0], dtype, device_type=device.type)
+    return not strategy.reasons_not(problem, device, params)
+
+
+@functools.cache
+def hostile_truth(
+    name: str, dtype: torch.dtype, shape: tuple[int, int, int], alpha: float, beta: float
+) -> tuple[tuple[torch.Tensor, ...], Truth]:
+    operands = HOSTILE[name](*shape, dtype, seeded(name, *shape))
+    return operands, Truth(alpha, operands[0], operands[1], beta, operands[2])
+
+
+@pytest.mark.parametrize(("strategy", "params", "dtype", "place_", "name"), hostile_cases())
+def test_the_declared_bound_holds_on_hostile_operands(
+    strategy: Strategy,
+    params: dict[str, ParamValue],
+    dtype: torch.dtype,
+    place_: torch.device,
+    name: str,
+) -> None:
+    device = device_of(place_)
+    problem = contiguous_problem(*HOSTILE_SHAPES[0], dtype, device_type=device.type)
+    skip_unless_it_runs(strategy, problem, device, params)
+    known = []
+    for i, shape in enumerate(HOSTILE_SHAPES):
+        for j, (alpha, beta) in enumerate(HOSTILE_SCALARS):
+            values, truth = hostile_truth(name, dtype, shape, alpha, beta)
+            A, B, C = (x.to(place_, copy=True) for x in values)
+            given = None if beta == 0 else C
+            out = (None, torch.full_like(C, torch.nan), given)[(i + j) % 3]
+            problem = problem_of(A, B, given, out, beta == 0)
+            skip_unless_it_runs(strategy, problem, device, params)
+            result = strategy.bind(problem, device, params)(alpha, A, B, beta, given, out)
+            try:
+                bound = bound_of(strategy, problem, params)
+                truth.check(result.cpu(), bound, typical=name in BASELINE)
+            except AssertionError as failure:
+                if reason := known_fault(strategy, problem, name, alpha):
+                    known.append(reason)
+                    continue
+                failure.args = (f"alpha = {alpha}, beta = {beta}: {failure}",)
+                raise
+    if known:
+        pytest.xfail(known[0])
+
+
+def known_fault(strategy: Strategy, problem: Problem, name: str, alpha: float) -> str | None:
+    """What the BLAS under torch.addmm on this CPU does that no strategy built on it can mend."""
+    if problem.device_type != "cpu" or strategy.name == "matmul_axpby":
+        return None
+    if problem.dtype is torch.bfloat16 and "subnormal" in name or "smallest_number" in name:
+        if problem.dtype is torch.bfloat16 and torch_flushes_bfloat16_subnormals():
+            return "oneDNN's bfloat16 products take subnormal operands for 0 on this CPU"
+    at_the_ends = "largest_" in name or "smallest_number" in name
+    if at_the_ends and alpha != 1 and not problem.is_half and torch_scales_an_operand_first():
+        return "torch.addmm scales an operand by alpha before the product on this CPU"
+    return None
+
+
+@functools.cache
+def torch_flushes_bfloat16_subnormals() -> bool:
+    subnormal = torch.full((64, 64), 2.0**-130, dtype=torch.bfloat16)
+    large = torch.full((64, 64), 2.0**100, dtype=torch.bfloat16)
+    return bool((torch.mm(subnormal, large) == 0).any())
+
+
+@functools.cache
+def torch_scales_an_operand_first() -> bool:
+    """Half the smallest number rounds to 0, half of a product with it does not."""
+    smallest, large = torch.full((64, 64), 2.0**-149), torch.full((64, 64), 2.0**100)
+    zero = torch.zeros(64, 64)
+    return any(
+        bool((torch.addmm(zero, *operands, alpha=0.5) == 0).any())
+        for operands in ((smallest, large), (large, smallest))
+    )
+
+
+# ------------------------------------------------------------------- settings, repetition, grad
+
+
+@pytest.mark.usefixtures("restored_torch_settings")
+@pytest.mark.parametrize("setting", ["tf32", "bf16"])
+@BY_ID
+def test_torchs_float32_setting_does_not_loosen_what_a_strategy_declares(
+    strategy: Strategy, setting: str
+) -> None:
+    """float32 never silently becomes TF32: the level chooses the strategy, not the setting."""
+    if torch.float32 not in strategy.dtypes:
+        pytest.skip(f"{strategy.name} does not compute float32")
+    (m, n, k), dtype = (64, 48, 96), torch.float32
+    for place_ in PLACES:
+        device = device_of(place_)
+        backend = torch.backends.mkldnn if place_.type == "cpu" else torch.backends.cuda
+        if place_.type == "cuda" and setting == "bf16":
+            continue  # not a word of that backend
+        backend.matmul.fp32_precision = setting
+        settings = torch_settings()
+        A, B, C = (x.to(place_) for x in HOSTILE["uniform"](m, n, k, dtype, seeded(setting)))
+        problem = problem_of(A, B, C, None, False)
+        sets = parameter_sets(strategy, dtype, device)
+        for params in sets:
+            skip_unless_it_runs(strategy, problem, device, params)
+            run = strategy.bind(problem, device, params)
+            result = run(1.5, A, B, 0.5, C, None)
+            bound = strategy.bound(problem, params)
+            Truth(1.5, A, B, 0.5, C).check(result, bound, typical=True)
+            assert torch_settings() == settings
+
+
+@pytest.mark.usefixtures("restored_torch_settings")
+def test_the_setting_that_is_resisted_would_have_an_effect_here() -> None:
+    """The guard of the test above: bfloat16 passes are seen where the CPU has them."""
+    if "onednn_bf16" not in device_of(torch.device("cpu")).features:
+        pytest.skip("oneDNN has no bfloat16 passes on this CPU")
+    A, B, C = HOSTILE["uniform"](64, 48, 96, torch.float32, seeded("bf16"))
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    assert Truth(1.5, A, B, 0.5, C).error_ratio(torch.addmm(C, A, B, alpha=1.5, beta=0.5)) > 1000
+
+
+@BY_ID
+def test_equal_inputs_give_equal_bits_where_a_strategy_says_so(strategy: Strategy) -> None:
+    if not strategy.deterministic:
+        pytest.skip(f"{strategy.name} does not promise it")
+    ran = False
+    for place_ in PLACES:
+        device = device_of(place_)
+        for dtype in strategy.dtypes:
+            operands = HOSTILE["normal"](33, 17, 257, dtype, seeded("again"))
+            A, B, C = (x.to(place_) for x in operands)
+            problem = problem_of(A, B, C, None, False)
+            for params in parameter_sets(strategy, dtype, device):
+                if strategy.reasons_not(problem, device, params):
+                    continue
+                run = strategy.bind(problem, device, params)
+                first, again = (run(1.5, A, B, 0.5, C, None) for _ in range(2))
+                assert torch.equal(first, again)
+                ran = True
+    if not ran:
+        pytest.skip(f"{strategy.name} does not run here")
+
+
+@BY_ID
+def test_a_differentiable_strategy_has_the_gradients_of_the_formula(strategy: Strategy) -> None:
+    if not strategy.differentiable:
+        pytest.skip(f"autograd cannot follow {strategy.name}, as it declares")
+    device = device_of(torch.device("cpu"))
+    for dtype, beta in ((torch.float64, 0.5), (torch.complex128, 0.5), (torch.float64, 0.0)):
+        operands = HOSTILE["normal"](3, 4, 5, dtype, seeded("grad"))
+        A, B, C = (x.requires_grad_() for x in operands)
+        given = None if beta == 0 else C
+        problem = problem_of(A, B, given, None, beta == 0)
+        assert problem.needs_grad
+        for params in parameter_sets(strategy, dtype, device):
+            if not strategy.reasons_not(problem, device, params):
+                run = strategy.bind(problem, device, params)
+                inputs = (A, B) if given is None else (A, B, C)
+                assert torch.autograd.gradcheck(
+                    lambda a, b, c=None, run=run, beta=beta: run(1.5, a, b, beta, c, None), inputs
+                )
+
+
+# --------------------------------------------------------------------------- declared facts
+
+GPU = Device(
+    type="cuda",
+    name="Imaginary 9000",
+    capability=(99, 0),
+    units=100,
+    cache_bytes=2**25,
+    memory_bytes=2**35,
+    packages=frozenset({"triton"}),
+)
+OLD_GPU = replace(GPU, name="Imaginary 1", capability=(1, 0))
+CPU = Device(type="cpu", name="Imaginary CPU", units=4)
+
+
+def any_problem(strategy: Strategy, device: Device, dtype: torch.dtype | None = None) -> Problem:
+    dtype = dtype or min(strategy.dtypes, key=str)
+    return contiguous_problem(65, 33, 4099, dtype, device_type=device.type)
+
+
+def test_names_are_unique_and_the_baseline_comes_first() -> None:
+    names = [strategy.name for strategy in STRATEGIES]
+    assert len(set(names)) == len(names)
+    assert names[0] == "addmm"
+    assert [strategy.rank for strategy in STRATEGIES] == list(range(len(names)))
+
+
+@BY_ID
+def test_a_strategy_is_named_after_its_file(strategy: Strategy) -> None:
+    assert type(strategy).__module__ == f"autogemm.strategies.{strategy.name}"
+
+
+@BY_ID
+def test_the_declared_facts_are_words_the_house_knows(strategy: Strategy) -> None:
+    assert strategy.dtypes
+    assert strategy.dtypes <= set(DTYPES.values())
+    assert strategy.device_types
+    assert strategy.device_types <= {"cpu", "cuda"}
+    assert set(strategy.depends_on) <= {"torch", "cuda", "cublas", "triton", *strategy.packages}
+    assert set(strategy.packages) <= set(strategy.depends_on)
+
+
+@BY_ID
+def test_the_bound_serves_a_level_for_every_type_and_length(strategy: Strategy) -> None:
+    for device in (GPU, CPU):
+        for dtype in strategy.dtypes:
+            for k in (1, 2, 16, 1000, 2**20):
+                problem = replace(any_problem(strategy, device, dtype), k=k)
+                for params in parameter_sets(strategy, dtype, device):
+                    if strategy.reasons_not(problem, device, params):
+                        continue
+                    bound = bound_of(strategy, problem, params)
+                    assert bound.rho >= 0
+                    assert 0 < bound.growth < float("inf")
+
+
+@BY_ID
+def test_the_search_space_consists_of_legal_parameters(strategy: Strategy) -> None:
+    for device in (GPU, CPU):
+        for dtype in strategy.dtypes:
+            problem = any_problem(strategy, device, dtype)
+            offered = [Candidate.of(strategy.name, **p) for p in strategy.space(problem, device)]
+            assert len(set(offered)) == len(offered)
+            for candidate in offered:
+                assert set(candidate.kwargs) == set(strategy.parameters())
+                for key, legal in strategy.parameters().items():
+                    assert legal(candidate.kwargs[key]), f"{key}={candidate.kwargs[key]!r}"
+                space = strategy.workspace_bytes(problem, candidate.kwargs)
+                assert type(space) is int
+                assert space >= 0
+            assert set(strategy.candidates(problem, device)) <= set(offered)
+
+
+@BY_ID
+def test_parameters_that_are_missing_unknown_or_illegal_are_reasons(strategy: Strategy) -> None:
+    device = GPU if "cuda" in strategy.device_types else CPU
+    problem = any_problem(strategy, device)
+    params = parameter_sets(strategy, problem.dtype, device)[0]
+
+    (reason,) = strategy.reasons_not(problem, device, {**params, "misspelt": 1})
+    assert "misspelt" in reason
+    assert "unknown" in reason
+    for key in params:
+        left = {name: value for name, value in params.items() if name != key}
+        (reason,) = strategy.reasons_not(problem, device, left)
+        assert f"missing ['{key}']" in reason
+        for wrong in ("nonsense", -1, 1.5):
+            reasons = strategy.reasons_not(problem, device, {**params, key: wrong})
+            assert reasons == [f"does not take {key}={wrong!r}"]
+
+
+@BY_ID
+def test_a_type_that_is_not_declared_is_a_reason(strategy: Strategy) -> None:
+    device = GPU if "cuda" in strategy.device_types else CPU
+    params = parameter_sets(strategy, min(strategy.dtypes, key=str), device)[0]
+    for dtype in set(DTYPES.values()) - strategy.dtypes:
+        reasons = strategy.reasons_not(any_problem(strategy, device, dtype), device, params)
+        assert any(f"not {DTYPE_NAMES[dtype]}" in reason for reason in reasons)
+
+
+@BY_ID
+def test_a_place_that_is_not_declared_is_a_reason(strategy: Strategy) -> None:
+    params = parameter_sets(strategy, min(strategy.dtypes, key=str), GPU)[0]
+    for device in (GPU, CPU):
+        if device.type not in strategy.device_types:
+            reasons = strategy.reasons_not(any_problem(strategy, device), device, params)
+            assert any(f"not on {device.type}" in reason for reason in reasons)
+    if strategy.min_capability > (0, 0):
+        reasons = strategy.reasons_not(any_problem(strategy, OLD_GPU), OLD_GPU, params)
+        assert any("compute capability" in reason for reason in reasons)
+        assert any("Imaginary 1" in reason for reason in reasons)
+
+
+@BY_ID
+def test_a_missing_package_is_a_reason(strategy: Strategy) -> None:
+    device = GPU if "cuda" in strategy.device_types else CPU
+    params = parameter_sets(strategy, min(strategy.dtypes, key=str), device)[0]
+    bare = replace(device, packages=frozenset())
+    reasons = strategy.reasons_not(any_problem(strategy, device), bare, params)
+    for package in strategy.packages:
+        assert any(package in reason and "not installed" in reason for reason in reasons)
+
+
+@BY_ID
+def test_an_operand_that_requires_grad_is_a_reason_unless_autograd_can_follow(
+    strategy: Strategy,
+) -> None:
+    device = GPU if "cuda" in strategy.device_types else CPU
+    params = parameter_sets(strategy, min(strategy.dtypes, key=str), device)[0]
+    problem = replace(any_problem(strategy, device), needs_grad=True)
+    reasons = strategy.reasons_not(problem, device, params)
+    assert any("autograd" in reason for reason in reasons) != strategy.differentiable
+
+
+def test_candidates_are_equal_by_name_and_parameters_in_any_order() -> None:
+    first = Candidate.of("ksplit", form="batched", chunks=2)
+    assert first == Candidate.of("ksplit", chunks=2, form="batched")
+    assert len({first, Candidate.of("ksplit", chunks=4, form="batched")}) == 2
+    assert str(first) == "ksplit(chunks=2, form=batched)"
+    assert str(Candidate.of("addmm")) == "addmm"
+    assert str(Candidate.of("tf32", pad=True)) == "tf32(pad=true)"
+    assert first.kwargs == {"form": "batched", "chunks": 2}
