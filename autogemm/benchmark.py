@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from autogemm import api
-from autogemm.database import Entry, Measured
-from autogemm.database.lookup import SWITCH_MARGIN, predict, time_of
+from autogemm.database import Entry
+from autogemm.database.lookup import SWITCH_MARGIN
+from autogemm.database.prediction import NEAR, Model, device_us
 from autogemm.device import Device
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, Workbench, in_turns, ratio
 from autogemm.operands import Operands
@@ -192,57 +193,42 @@ class Regret:
     source: str
 
 
-def leave_one_out(entries: Sequence[Entry], device: Device) -> list[Regret]:
+def leave_one_out(entries: Sequence[Entry]) -> list[Regret]:
     """Predict every entry's choices from all the others, and look up what they would cost."""
-    results = []
+    results: list[Regret] = []
     for entry in entries:
-        others = [
-            (other, SWITCH_MARGIN)
-            for other in entries
-            if other.problem.klass == entry.problem.klass and other is not entry
-        ]
+        others = Model((other, SWITCH_MARGIN) for other in entries if other is not entry)
         for level, choices in entry.choices.items():
             for mode in choices:
-                results += _regret(entry, others, level, mode, device)
+                results += _regret(entry, others, level, mode)
     return results
 
 
-def _regret(
-    entry: Entry, others: list[tuple[Entry, float]], level: str, mode: str, device: Device
-) -> Iterator[Regret]:
+def _regret(entry: Entry, others: Model, level: str, mode: str) -> Iterator[Regret]:
     problem = entry.problem
     tolerance = Tolerance(level)
-    times = _times(entry.measured, mode)
     base = baseline(problem, level)
-    able = {
-        candidate: us
-        for candidate, us in times.items()
-        if tolerance.admits(
-            BY_NAME[candidate.strategy].bound(problem, candidate.kwargs), problem.dtype, problem.k
-        )
-        and not BY_NAME[candidate.strategy].reasons_not(problem, device, candidate.kwargs)
-    }
-    if base not in able:
+    times = {}
+    for row in entry.measured:
+        us = others.eager_us(row, problem.dtype) if mode == "eager" else device_us(row)
+        bound = BY_NAME[row.candidate.strategy].bound(problem, row.candidate.kwargs)
+        runs = row.status in ("ok", "slow") and us is not None
+        if runs and tolerance.admits(bound, problem.dtype, problem.k):
+            times[row.candidate] = us
+    if base not in times:
         return
     predicted, source = base, "default"
-    for suggestion in predict(others, problem, tolerance, mode):
-        if suggestion.candidate in able:
-            predicted, source = suggestion.candidate, suggestion.source
+    for prediction in others.predict(problem, tolerance, mode):
+        if prediction.candidate in times:
+            predicted = prediction.candidate
+            source = "near" if prediction.distance <= NEAR else "model"
             break
-    best = min(able, key=lambda candidate: able[candidate])
+    best = min(times, key=lambda candidate: times[candidate])
     yield Regret(
         problem=problem, level=level, mode=mode, predicted=predicted, best=best,
-        regret=able[predicted] / able[best], speed=able[base] / able[predicted], source=source,
+        regret=times[predicted] / times[best], speed=times[base] / times[predicted],
+        source=source,
     )  # fmt: skip
-
-
-def _times(rows: Iterable[Measured], mode: str) -> dict[Candidate, float]:
-    times = {}
-    for row in rows:
-        us = time_of(row, mode)
-        if row.status in ("ok", "slow") and us is not None:
-            times[row.candidate] = us
-    return times
 
 
 # ------------------------------------------------------------------------------- overhead

@@ -6,7 +6,6 @@ checks of a caller's arguments live here too, so that nothing runs before they p
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -75,11 +74,6 @@ class Problem:
     def is_half(self) -> bool:
         """Whether the elements have 16 bits."""
         return self.dtype in (torch.float16, torch.bfloat16)
-
-    @property
-    def klass(self) -> tuple[str, ...]:
-        """What must agree before one problem says anything about another."""
-        return (self.device_type, DTYPE_NAMES[self.dtype], self.a, self.b, self.out, self.update)
 
     def __str__(self) -> str:
         layouts = f"{self.a} x {self.b} -> {self.out}"
@@ -414,12 +408,3 @@ def _same_kind(name: str, value: torch.Tensor, a: torch.Tensor) -> None:
             f"{name} is on {value.device} but A is on {a.device}; expected one device for all. "
             f"Move it with {name}.to(A.device)."
         )
-
-
-def log_distance(x: Problem, y: Problem) -> float:
-    """How far apart two problems of one class are: √(Σ (log₂ ratio)²) over m, n and k.
-
-    Per dimension, so that 1×1×4096 is far from 16×16×16 though their volumes agree.
-    """
-    pairs = ((x.m, y.m), (x.n, y.n), (x.k, y.k))
-    return math.sqrt(sum(math.log2(max(p, 1) / max(q, 1)) ** 2 for p, q in pairs))

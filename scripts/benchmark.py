@@ -66,7 +66,7 @@ def main() -> int:
         return 1
     entries = list(table.entries.values())
     if options.regret:
-        return show_regret(entries, table.device)
+        return show_regret(entries)
     return show_times(entries, device_of(where), where, options)
 
 
@@ -79,8 +79,8 @@ def show_overhead() -> int:
     return 0
 
 
-def show_regret(entries: list[Entry], device: Device) -> int:
-    results = benchmark.leave_one_out(entries, device)
+def show_regret(entries: list[Entry]) -> int:
+    results = benchmark.leave_one_out(entries)
     rows = [
         (
             str(r.problem), r.level, r.mode, r.source, str(r.predicted), str(r.best),
@@ -106,7 +106,7 @@ def show_regret(entries: list[Entry], device: Device) -> int:
 def show_times(
     entries: list[Entry], device: Device, where: torch.device, options: argparse.Namespace
 ) -> int:
-    if where.type == "cuda":
+    if where.type == "cuda" and where.index is not None:
         torch.cuda.set_device(where)
     random.Random(0).shuffle(entries)
     entries = entries[: options.sample] if options.sample else entries

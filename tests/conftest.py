@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 
-def torch_settings() -> dict[str, object]:
+def read_settings() -> dict[str, object]:
     """Every process-wide setting that decides what torch's products compute."""
     matmul = torch.backends.cuda.matmul
     names = [
@@ -28,10 +28,16 @@ def torch_settings() -> dict[str, object]:
 
 
 @pytest.fixture
+def torch_settings() -> Callable[[], dict[str, object]]:
+    """What reads torch's precision settings as they are now."""
+    return read_settings
+
+
+@pytest.fixture
 def restored_torch_settings() -> Iterator[None]:
     """Let a test change torch's precision settings; put them back afterwards."""
     matmul = torch.backends.cuda.matmul
-    before = torch_settings()
+    before = read_settings()
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -42,12 +48,12 @@ def restored_torch_settings() -> Iterator[None]:
             name = f"allow_{short}_reduced_precision_reduction"
             split_k = before[f"{name}_split_k"]
             setattr(matmul, name, (False, False) if split_k is False else before[name])
-    assert torch_settings() == before
+    assert read_settings() == before
 
 
 @pytest.fixture(autouse=True)
 def _torch_settings_are_left_alone() -> Iterator[None]:
     """Fail a test that changes torch's settings without asking for their restoration."""
-    before = torch_settings()
+    before = read_settings()
     yield
-    assert torch_settings() == before, "the test changed torch's process-wide settings"
+    assert read_settings() == before, "the test changed torch's process-wide settings"

@@ -247,13 +247,14 @@ class Truth:
         i, j = (int(x) for x in worst)
         got = widen(result)[i, j]
         wrong = int((faults > 1).sum())
+        digits = 9 if unit_roundoff(self.dtype) > 2.0**-30 else 17
         kind = int(self.kind[i, j])
         if kind != FINITE:
             expected = _WORDS[kind]
         elif self.terms[i, j] == 0:
             expected = "exactly 0, for every term is 0"
         else:
-            expected = f"{_text(self.value[i, j])}"
+            expected = _text(self.value[i, j], digits)
         error = abs(got - self.value[i, j])
         unit = accumulation_roundoff(self.dtype) * self.G[i, j]
         own = unit_roundoff(self.dtype) * abs(self.value[i, j])
@@ -266,7 +267,8 @@ class Truth:
             f"{limit.units:.6g}" if limit.units else f"budget {limit.budget:.3g}*G, no units of u*G"
         )
         raise AssertionError(
-            f"element [{i}, {j}] is {_text(got)}, expected {expected}: error {float(error):.4g}, "
+            f"element [{i}, {j}] is {_text(got, digits)}, expected {expected}: "
+            f"error {float(error):.4g}, "
             f"bound {float(self.bound(limit)[i, j]):.4g} ({float(faults[worst]):.4g} of it); "
             f"R = {ratio:.6g}, allowed {allowed}; G = {float(self.G[i, j]):.4g}; "
             f"{wrong} of {faults.size} elements are wrong "
@@ -336,5 +338,5 @@ def _overflow_threshold(dtype: torch.dtype) -> np.longdouble:
     return np.longdouble(torch.finfo(dtype).max) * ((2 - u) / (2 - 2 * u))
 
 
-def _text(x: complex | np.number) -> str:
-    return f"{complex(x):.9g}" if np.iscomplexobj(x) else f"{float(x):.9g}"
+def _text(x: complex | np.number, digits: int) -> str:
+    return f"{complex(x):.{digits}g}" if np.iscomplexobj(x) else f"{float(x):.{digits}g}"

@@ -6,13 +6,13 @@ import math
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
 import torch
-from conftest import torch_settings
 
 from autogemm import precision
 from autogemm.errors import InvalidProblem
@@ -34,6 +34,7 @@ from autogemm.precision import (
 )
 from autogemm.problem import DTYPES
 
+Settings = Callable[[], dict[str, object]]
 ALL = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
 IEEE = PrecisionState(fp32="ieee", reduced_reduction=False, device_type="cuda")
 
@@ -381,7 +382,9 @@ def test_the_generic_setting_counts_where_the_specific_one_is_unset() -> None:
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
 @pytest.mark.parametrize("before", ["none", "ieee", "tf32"])
 @pytest.mark.parametrize("mode", ["ieee", "tf32"])
-def test_the_float32_mode_is_held_and_put_back(device_type: str, before: str, mode: str) -> None:
+def test_the_float32_mode_is_held_and_put_back(
+    device_type: str, before: str, mode: str, torch_settings: Settings
+) -> None:
     backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
     other = torch.backends.mkldnn if device_type == "cuda" else torch.backends.cuda
     backend.matmul.fp32_precision = before
@@ -396,7 +399,9 @@ def test_the_float32_mode_is_held_and_put_back(device_type: str, before: str, mo
 
 
 @pytest.mark.usefixtures("restored_torch_settings")
-def test_the_mode_is_put_back_after_an_exception_and_after_nesting() -> None:
+def test_the_mode_is_put_back_after_an_exception_and_after_nesting(
+    torch_settings: Settings,
+) -> None:
     backend = torch.backends.mkldnn.matmul
     backend.fp32_precision = "tf32"
     before = torch_settings()
@@ -412,7 +417,7 @@ def test_the_mode_is_put_back_after_an_exception_and_after_nesting() -> None:
 
 
 @pytest.mark.usefixtures("restored_torch_settings")
-def test_a_mode_that_torch_does_not_know_changes_nothing() -> None:
+def test_a_mode_that_torch_does_not_know_changes_nothing(torch_settings: Settings) -> None:
     before = torch_settings()
     with pytest.raises(RuntimeError), precision.fp32_compute("cpu", "fp8"):
         pytest.fail("entered")
@@ -452,7 +457,7 @@ def test_the_legacy_getter_works_after_a_switch_if_it_did_before() -> None:
     assert out.split() == ["highest", "high", "medium"]
 
 
-def test_switches_of_several_threads_leave_the_setting_as_it_was() -> None:
+def test_switches_of_several_threads_leave_the_setting_as_it_was(torch_settings: Settings) -> None:
     before = torch_settings()
     seen: list[bool] = []
 
@@ -476,7 +481,7 @@ def test_switches_of_several_threads_leave_the_setting_as_it_was() -> None:
 @pytest.mark.parametrize("before", [True, False, (False, False)])
 @pytest.mark.parametrize("allowed", [True, False])
 def test_reduced_reduction_is_held_and_put_back(
-    dtype: torch.dtype, before: bool | tuple[bool, bool], allowed: bool
+    dtype: torch.dtype, before: bool | tuple[bool, bool], allowed: bool, torch_settings: Settings
 ) -> None:
     matmul = torch.backends.cuda.matmul
     name = f"allow_{'fp16' if dtype is torch.float16 else 'bf16'}_reduced_precision_reduction"

@@ -1,43 +1,27 @@
-"""What the tables say about a problem: an exact entry, or a prediction from its neighbours.
-
-A prediction takes the entries of the problem's class (same device, dtype, layouts and use of
-C), weighs each by its distance, and averages every candidate's measured ratio to the
-baseline. Doubt costs: the spread among the neighbours and the distance to the nearest both
-count against a candidate, so that far from all evidence the baseline stays.
-"""
+"""What the tables say about a problem: an exact entry, or a prediction from its neighbours."""
 
 from __future__ import annotations
 
 import functools
-import math
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
+from autogemm.database.prediction import NEAR, Model
 from autogemm.database.reading import read_table
 from autogemm.device import Device, software_versions
 from autogemm.errors import DatabaseError, DatabaseWarning
 from autogemm.precision import LEVELS, Tolerance
-from autogemm.problem import Problem, log_distance
+from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
 
 SWITCH_MARGIN = 1.02
 """A candidate must win by this much before it replaces the baseline."""
 FOREIGN_MARGIN = 1.2
 """The same for results of other software versions or of a sibling device: a large win stays."""
-
-# Fitted by leave-one-out over the committed H200 table (scripts/benchmark.py --regret).
-NEAR = 1.0
-"""Up to this distance (a factor of two in one dimension) a single entry decides."""
-REACH = 4.0
-"""Beyond this distance an entry says nothing."""
-NEIGHBOURS = 5
-DOUBT_PER_SPREAD = 1.0
-DOUBT_PER_DISTANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +50,13 @@ class Evidence:
     def __init__(self, device: Device, sources: Sequence[Source]) -> None:
         self._device = device
         self._sources = tuple(sources)
-        self._by_class: dict[tuple[str, ...], list[tuple[Entry, float]]] = defaultdict(list)
         self._exact: dict[Key, tuple[Entry, Source]] = {}
         for source in self._sources:
             for key, entry in source.table.entries.items():
-                if key not in self._exact:
-                    self._exact[key] = (entry, source)
-        for entry, source in self._exact.values():
-            margin = FOREIGN_MARGIN if source.foreign else SWITCH_MARGIN
-            self._by_class[entry.problem.klass].append((entry, margin))
+                self._exact.setdefault(key, (entry, source))
+        self._model = Model(
+            (entry, self._margin_of(entry, source)) for entry, source in self._exact.values()
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -91,13 +73,18 @@ class Evidence:
             exact = self._from_entry(entry, source, tolerance, mode)
             if exact is not None:
                 return exact
-        neighbours = self._by_class.get(problem.klass, ())
-        return predict(
-            [(entry, self._margin_of(entry, margin)) for entry, margin in neighbours],
-            problem,
-            tolerance,
-            mode,
-        )
+        return [
+            Suggestion(
+                candidate=p.candidate,
+                source="near" if p.distance <= NEAR else "model",
+                detail=f"{p.neighbours} tuned neighbours, the nearest at log-distance "
+                f"{p.distance:.2f}: {p.nearest}",
+                us=p.us,
+                ratio=p.ratio,
+                error=None,
+            )
+            for p in self._model.predict(problem, tolerance, mode)
+        ]
 
     def why_nothing(self, problem: Problem) -> str:
         """Why a problem is left to the safe default, for ``explain``."""
@@ -105,8 +92,6 @@ class Evidence:
             return f"no tuning table for {self._device}; run scripts/tune.py once on this machine"
         if key_of(problem) in self._exact:
             return "the tables have nothing better for this precision"
-        if not self._by_class.get(problem.klass):
-            return "no tuned problem has this dtype, these layouts and this use of C"
         return "no tuned problem is near enough to promise a gain"
 
     def losers(
@@ -141,7 +126,7 @@ class Evidence:
         rows = {row.candidate: row for row in entry.measured}
         where = f"measured {entry.date} ({source.table.path.name if source.table.path else 'table'})"
         if tolerance.budget is not None:
-            margin = self._margin_of(entry, SWITCH_MARGIN)
+            margin = self._margin_of(entry, source)
             return [
                 Suggestion(
                     candidate=candidate,
@@ -157,7 +142,7 @@ class Evidence:
         if not by_mode:
             return None
         choice = by_mode.get(mode) or next(iter(by_mode.values()))
-        drift = self._drift(entry, choice.candidate)
+        drift = self._drift(entry, source, choice.candidate)
         old = bool(drift) or source.foreign
         untuned = choice.candidate == baseline(entry.problem, tolerance.level)
         if old and choice.ratio < FOREIGN_MARGIN and not untuned:
@@ -174,16 +159,16 @@ class Evidence:
             )
         ]
 
-    def _margin_of(self, entry: Entry, margin: float) -> float:
-        return FOREIGN_MARGIN if self._drift(entry, None) else margin
+    def _margin_of(self, entry: Entry, source: Source) -> float:
+        old = source.foreign or self._drift(entry, source, None)
+        return FOREIGN_MARGIN if old else SWITCH_MARGIN
 
-    def _drift(self, entry: Entry, candidate: Candidate | None) -> str:
+    def _drift(self, entry: Entry, source: Source, candidate: Candidate | None) -> str:
         """How the software a choice depends on differs from what it was measured under."""
-        for source in self._sources:
-            environment = source.table.environments.get(entry.environment)
-            if environment is not None:
-                return _version_drift(environment.versions, self._device.type, candidate)
-        return ""
+        environment = source.table.environments.get(entry.environment)
+        if environment is None:
+            return ""
+        return _version_drift(environment.versions, self._device.type, candidate)
 
 
 def _version_drift(
@@ -198,57 +183,6 @@ def _version_drift(
         if measured[name] != now[name]
     ]
     return ", ".join(changed)
-
-
-def predict(
-    entries: Iterable[tuple[Entry, float]], problem: Problem, tolerance: Tolerance, mode: str
-) -> list[Suggestion]:
-    """Candidates that the nearest entries speak for, best first; may be empty.
-
-    ``entries`` are of the problem's class, each with the margin its age demands. A suggestion
-    is made where the predicted ratio to the baseline, less the doubt, exceeds the margin.
-    """
-    near = sorted(
-        ((log_distance(entry.problem, problem), entry, margin) for entry, margin in entries),
-        key=lambda item: item[0],
-    )[:NEIGHBOURS]
-    near = [item for item in near if item[0] <= REACH]
-    if not near:
-        return []
-    nearest, entry, _ = near[0]
-    if nearest <= NEAR:
-        near = [item for item in near if item[0] <= NEAR]
-    logs: dict[Candidate, list[tuple[float, float]]] = defaultdict(list)
-    for distance, neighbour, _ in near:
-        weight = 1 / (0.25 + distance) ** 2
-        for candidate, ratio in _ratios(neighbour, problem, tolerance, mode).items():
-            logs[candidate].append((weight, math.log(ratio)))
-    margin = math.log(max(margin for _, _, margin in near))
-    scored = []
-    for candidate, points in logs.items():
-        if len(points) < len(near):
-            continue  # a neighbour could not even run it
-        total = sum(weight for weight, _ in points)
-        mean = sum(weight * value for weight, value in points) / total
-        spread = math.sqrt(sum(w * (value - mean) ** 2 for w, value in points) / total)
-        score = mean - DOUBT_PER_SPREAD * spread - DOUBT_PER_DISTANCE * nearest
-        if score > margin:
-            scored.append((score, -BY_NAME[candidate.strategy].rank, candidate, mean))
-    scored.sort(key=lambda item: item[:2], reverse=True)
-    source = "near" if nearest <= NEAR else "model"
-    what = f"{entry.problem.m}x{entry.problem.n}x{entry.problem.k}"
-    detail = f"{len(near)} tuned neighbours, the nearest {what} at log-distance {nearest:.2f}"
-    return [
-        Suggestion(
-            candidate=candidate,
-            source=source,
-            detail=detail,
-            us=None,
-            ratio=math.exp(mean),
-            error=None,
-        )
-        for _, _, candidate, mean in scored
-    ]
 
 
 def _choices_at(entry: Entry, level: str) -> Mapping[str, Choice] | None:
@@ -267,32 +201,22 @@ def time_of(row: Measured, mode: str) -> float | None:
     return second if first is None else first
 
 
-def _ratios(
-    entry: Entry, problem: Problem, tolerance: Tolerance, mode: str
-) -> dict[Candidate, float]:
-    """Each admissible candidate's measured baseline time over its own, at one entry."""
-    rows = {row.candidate: row for row in entry.measured if row.status in ("ok", "slow")}
-    base = rows.get(baseline(entry.problem, tolerance.level))
-    base_us = None if base is None else time_of(base, mode)
-    if base_us is None:
-        return {}
-    ratios = {}
-    for candidate, row in rows.items():
-        strategy = BY_NAME.get(candidate.strategy)
-        us = time_of(row, mode)
-        if strategy is None or us is None:
-            continue
-        if tolerance.admits(strategy.bound(problem, candidate.kwargs), problem.dtype, problem.k):
-            ratios[candidate] = base_us / us
-    return ratios
-
-
 def _ranked(
     entry: Entry, tolerance: Tolerance, mode: str, margin: float
 ) -> list[tuple[Candidate, float]]:
-    ratios = _ratios(entry, entry.problem, tolerance, mode)
+    """Candidates of an exact entry that a budget admits and that beat the baseline."""
+    rows = {row.candidate: row for row in entry.measured if row.status == "ok"}
+    times = {candidate: time_of(row, mode) for candidate, row in rows.items()}
+    base_us = times.get(baseline(entry.problem, tolerance.level))
+    if base_us is None:
+        return []
+    ratios = [
+        (candidate, base_us / us)
+        for candidate, us in times.items()
+        if us is not None and candidate.strategy in BY_NAME
+    ]
     return sorted(
-        ((candidate, ratio) for candidate, ratio in ratios.items() if ratio >= margin),
+        ((candidate, ratio) for candidate, ratio in ratios if ratio >= margin),
         key=lambda item: item[1],
         reverse=True,
     )

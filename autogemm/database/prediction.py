@@ -1,0 +1,240 @@
+"""What measured problems say about one that was not measured.
+
+Device time: every candidate's ratio to the baseline, averaged over the nearest measured
+problems. Doubt counts against a candidate: the spread among its neighbours, and the distance
+to the nearest. Eager time: the larger of device time and the candidate's host cost, which
+hardly depends on the problem and is read off the small ones (on the H200 table the larger of
+the two is within 7 % of the measured eager time for every candidate's median).
+
+The constants were chosen by leave-one-out over the committed H200 table, for no left-out
+problem slower than the baseline first and least regret second; ``scripts/benchmark.py
+--regret`` repeats the score.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autogemm.database.entries import Entry, Measured
+from autogemm.precision import Tolerance
+from autogemm.problem import Problem
+from autogemm.strategies import BY_NAME, Candidate, baseline
+
+NEAR = 1.0
+"""Up to this distance (a factor of two in one dimension) a prediction counts as near."""
+REACH = 4.0
+"""Beyond this distance a problem says nothing."""
+NEIGHBOURS = 5
+COVERAGE = 0.6
+"""The share of the neighbours' weight that must have measured a candidate."""
+DOUBT_PER_SPREAD = 1.0
+DOUBT_PER_DISTANCE = 0.17
+HOST_DOUBT = 1.25
+"""How much dearer a candidate's host cost is taken to be than the baseline's."""
+MARGIN = 1.03
+"""A predicted win below this is left to the baseline."""
+
+# Steps between problems that differ in more than size, in the unit of one doubling.
+_STEP_DTYPE = 0.3
+_STEP_UPDATE = 0.5
+_STEP_ORDER = 0.5
+_STEP_ALIGNMENT = 0.7
+_STEP_ANY_ALIGNMENT = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A candidate that is expected to beat the baseline, with what to expect."""
+
+    candidate: Candidate
+    us: float
+    ratio: float
+    """Baseline time over its own, before doubt."""
+    neighbours: int
+    nearest: Problem
+    distance: float
+
+
+def distance(x: Problem, y: Problem) -> float:
+    """How far apart two problems are; infinite between types that share no kernels.
+
+    Euclidean over log₂ of m, n and k, each on its own (so that 1×1×4096 is far from
+    16×16×16), with fixed steps for another layout, alignment, use of C or 16-bit type.
+    """
+    if x.device_type != y.device_type:
+        return math.inf
+    square = sum(
+        math.log2(max(p, 1) / max(q, 1)) ** 2 for p, q in ((x.m, y.m), (x.n, y.n), (x.k, y.k))
+    )
+    if x.dtype is not y.dtype:
+        if not (x.is_half and y.is_half):
+            return math.inf
+        square += _STEP_DTYPE**2
+    if x.update != y.update:
+        square += _STEP_UPDATE**2
+    pairs = ((x.a, y.a), (x.b, y.b), (x.out, y.out))
+    square += _STEP_ORDER**2 * sum(_order(p) != _order(q) for p, q in pairs)
+    square += _STEP_ALIGNMENT**2 * sum(_unaligned(p) != _unaligned(q) for p, q in pairs)
+    if any(_unaligned(p) for p, _ in pairs) != any(_unaligned(q) for _, q in pairs):
+        square += _STEP_ANY_ALIGNMENT**2
+    return math.sqrt(square)
+
+
+def device_us(row: Measured) -> float | None:
+    """A row's time on the device: by graph, or eager where there are no graphs (a CPU)."""
+    return row.eager_us if row.graph_us is None else row.graph_us
+
+
+class Model:
+    """The measured problems of one device, and what was fitted to them."""
+
+    def __init__(self, entries: Iterable[tuple[Entry, float]]) -> None:
+        """``entries`` come with the margin each demands of a win that rests on it."""
+        self._entries = [
+            (entry, margin, {row.candidate: row for row in entry.measured if _is_timed(row)})
+            for entry, margin in entries
+        ]
+        self._hosts = self._fit_hosts()
+        self._ceilings = self._fit_ceilings()
+
+    def predict(self, problem: Problem, tolerance: Tolerance, mode: str) -> list[Prediction]:
+        """The candidates expected to beat the baseline, best first; may be empty."""
+        near = self._neighbours(problem)
+        base = baseline(problem, tolerance.level)
+        base_logs: list[tuple[float, float]] = []
+        ratio_logs: dict[Candidate, list[tuple[float, float, float]]] = defaultdict(list)
+        for away, entry, _, rows in near:
+            weight = 1 / (0.25 + away) ** 2
+            base_row = rows.get(baseline(entry.problem, tolerance.level))
+            base_us = None if base_row is None else device_us(base_row)
+            if base_us is None:
+                continue
+            work = self._least_us(problem) / self._least_us(entry.problem)
+            base_logs.append((weight, math.log(base_us * work)))
+            for candidate, row in rows.items():
+                us = device_us(row)
+                if us is not None and _admits(candidate, problem, tolerance):
+                    ratio_logs[candidate].append((weight, math.log(base_us / us), away))
+        if not base_logs:
+            return []
+        total = sum(weight for weight, _ in base_logs)
+        base_us = math.exp(sum(weight * value for weight, value in base_logs) / total)
+        margin = max(MARGIN, *(margin for _, _, margin, _ in near))
+        scored = []
+        for candidate, points in ratio_logs.items():
+            if candidate == base or sum(w for w, _, _ in points) < COVERAGE * total:
+                continue
+            mean, doubt = _mean_and_doubt(points)
+            if mode == "eager":
+                before = max(base_us, self._host_us(base, problem.dtype))
+                host = HOST_DOUBT * self._host_us(candidate, problem.dtype)
+                score = before / max(base_us / math.exp(mean - doubt), host)
+                us = max(base_us / math.exp(mean), host)
+            else:
+                before = base_us
+                score, us = math.exp(mean - doubt), base_us / math.exp(mean)
+            if score > margin:
+                scored.append((score, -BY_NAME[candidate.strategy].rank, candidate, us, before))
+        scored.sort(key=lambda item: item[:2], reverse=True)
+        return [
+            Prediction(
+                candidate=candidate,
+                us=us,
+                ratio=before / us,
+                neighbours=len(near),
+                nearest=near[0][1].problem,
+                distance=near[0][0],
+            )
+            for _, _, candidate, us, before in scored
+        ]
+
+    def eager_us(self, row: Measured, dtype: torch.dtype) -> float | None:
+        """A row's eager time: as measured, or what its device time and host cost make it."""
+        if row.eager_us is not None or row.graph_us is None:
+            return row.eager_us
+        return max(row.graph_us, self._host_us(row.candidate, dtype))
+
+    def _neighbours(
+        self, problem: Problem
+    ) -> list[tuple[float, Entry, float, dict[Candidate, Measured]]]:
+        found = [
+            (away, entry, margin, rows)
+            for entry, margin, rows in self._entries
+            if (away := distance(problem, entry.problem)) <= REACH
+        ]
+        return sorted(found, key=lambda item: item[0])[:NEIGHBOURS]
+
+    # ------------------------------------------------------------------------- fitting
+
+    def _fit_hosts(self) -> dict[object, float]:
+        """The host cost of each candidate, and of each strategy, from host-bound rows."""
+        samples: dict[object, list[float]] = defaultdict(list)
+        for entry, _, rows in self._entries:
+            for candidate, row in rows.items():
+                if row.graph_us is None or row.eager_us is None:
+                    continue
+                if row.graph_us < 0.5 * row.eager_us:
+                    for key in _host_keys(candidate, entry.problem.dtype):
+                        samples[key].append(row.eager_us)
+        return {key: statistics.median(values) for key, values in samples.items()}
+
+    def _host_us(self, candidate: Candidate, dtype: torch.dtype) -> float:
+        return next(
+            (self._hosts[key] for key in _host_keys(candidate, dtype) if key in self._hosts), 0.0
+        )
+
+    def _fit_ceilings(self) -> dict[torch.dtype, tuple[float, float]]:
+        """The best FLOP/µs and bytes/µs any measured baseline reached, by dtype."""
+        best: dict[torch.dtype, tuple[float, float]] = {}
+        for entry, _, rows in self._entries:
+            problem = entry.problem
+            row = rows.get(baseline(problem, "highest"))
+            us = None if row is None else device_us(row)
+            if us:
+                flops, moved = best.get(problem.dtype, (0.0, 0.0))
+                best[problem.dtype] = (
+                    max(flops, problem.flops / us),
+                    max(moved, problem.min_bytes / us),
+                )
+        return best
+
+    def _least_us(self, problem: Problem) -> float:
+        flops, moved = self._ceilings.get(problem.dtype, (1.0, 1.0))
+        return max(problem.flops / flops, problem.min_bytes / moved)
+
+
+def _mean_and_doubt(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    total = sum(weight for weight, _, _ in points)
+    mean = sum(weight * value for weight, value, _ in points) / total
+    spread = math.sqrt(sum(w * (value - mean) ** 2 for w, value, _ in points) / total)
+    nearest = min(away for _, _, away in points)
+    return mean, DOUBT_PER_SPREAD * spread + DOUBT_PER_DISTANCE * nearest
+
+
+def _admits(candidate: Candidate, problem: Problem, tolerance: Tolerance) -> bool:
+    strategy = BY_NAME.get(candidate.strategy)
+    return strategy is not None and tolerance.admits(
+        strategy.bound(problem, candidate.kwargs), problem.dtype, problem.k
+    )
+
+
+def _is_timed(row: Measured) -> bool:
+    return row.status in ("ok", "slow") and device_us(row) is not None
+
+
+def _host_keys(candidate: Candidate, dtype: torch.dtype) -> tuple[object, ...]:
+    return ((candidate, dtype), candidate, candidate.strategy)
+
+
+def _order(layout: str) -> str:
+    return layout.split("-")[0]
+
+
+def _unaligned(layout: str) -> bool:
+    return layout == "strided" or layout.endswith("-unaligned")
