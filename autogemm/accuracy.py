@@ -81,7 +81,7 @@ def _ratio(result: torch.Tensor, sample: Sample, problem: Problem) -> float:
     k, dtype = problem.k, problem.dtype
     error = (values - sample.reference).abs()
     error -= precision.unit_roundoff(dtype) * sample.reference.abs()
-    error -= (k + 2) * precision.underflow_unit(dtype)
+    error -= precision.underflow(dtype, k)
     unit = precision.accumulation_roundoff(dtype) * sample.scale
     # Not "error > 0": a NaN must count, and x/0 with x > 0 is inf, as it should be.
     ratio = torch.where(error <= 0, 0.0, error / unit)
@@ -117,7 +117,8 @@ def _spread(extent: int, count: int, device: torch.device) -> torch.Tensor:
         return torch.tensor([extent // 2], device=device)
     fixed = torch.tensor([0, extent // 2, extent - 1])
     drawn = torch.randint(extent, (max(count - 3, 0),))
-    return torch.cat([fixed, drawn]).unique().to(device)
+    indices: torch.Tensor = torch.unique(torch.cat([fixed, drawn]))
+    return indices.to(device)
 
 
 def _reference(

@@ -57,8 +57,8 @@ def gemm(
         C: (m, n), of A's dtype and device; may be None where β = 0, and may be an expanded row
             or column, as a bias is.
         precision: ``"highest"``, ``"high"`` or ``"medium"``; or a number ε, an error budget:
-            \\|error\\| ≤ ε·(\\|α\\|\\|A\\|\\|B\\| + \\|β\\|\\|C\\|) on every element; or None, to follow what torch was
-            told (``torch.backends.cuda.matmul.fp32_precision`` and its like).
+            every element's error is at most ε·(|α||A||B| + |β||C|); or None, to follow what
+            torch was told (``torch.backends.cuda.matmul.fp32_precision`` and its like).
         out: (m, n), receives the result; may be C itself, and must not otherwise share memory
             with an operand.
 
@@ -94,10 +94,10 @@ def gemm(
         if C is not None and C is not out and problems.same_view(out, C):
             return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     try:
-        return run(alpha, A, B, beta, C, out)
+        return run(alpha, A, B, beta, C, out)  # type: ignore[arg-type]  # numbers, says the key
     except RuntimeError:
         # On a CPU the key leaves out what torch checks before it writes; our words say more.
-        problems.check_operands(A, B, C, out, beta_is_zero=beta == 0)
+        problems.check_operands(A, B, C, out, beta_is_zero=bool(beta == 0))
         raise
 
 
@@ -136,7 +136,7 @@ class Explanation:
 
     @property
     def source(self) -> str:
-        """``exact``, ``near``, ``model``, ``default``, or ``corner`` where nothing is multiplied."""
+        """``exact``, ``near``, ``model``, ``default``, or ``corner``: nothing is multiplied."""
         return "corner" if self.plan is None else self.plan.source
 
     def __str__(self) -> str:
@@ -338,7 +338,8 @@ def _composed(
         )
     (m, k), n = A.shape, B.shape[1]
     if m == 0 or n == 0 or k == 0 or alpha == 0:
-        return A.new_zeros(m, n) if beta == 0 else C * beta
+        result: torch.Tensor = A.new_zeros(m, n) if beta == 0 else C * beta
+        return result
     if beta == 0:
         return torch.addmm(A.new_zeros(1), A, B, beta=0, alpha=alpha)
     return torch.addmm(C, A, B, beta=beta, alpha=alpha)

@@ -6,6 +6,7 @@ itself) that shows how much of a difference is noise.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from autogemm.database import Entry
 from autogemm.database.lookup import SWITCH_MARGIN
 from autogemm.database.prediction import NEAR, Model, device_us
 from autogemm.device import Device
-from autogemm.measure import EAGER_EQUALS_GRAPH_US, Workbench, in_turns, ratio
+from autogemm.measure import Workbench, in_turns, ratio
 from autogemm.operands import Operands
 from autogemm.precision import Tolerance
 from autogemm.problem import DTYPE_NAMES, Problem
@@ -92,7 +93,7 @@ def measure_ceilings(device: Device, where: torch.device) -> Ceilings:
             device,
             {"reduction": "full"},
         )
-        seconds = _best_seconds(lambda run=run, x=x, y=y: run(1.0, x, y, 0.0, None, None), where)
+        seconds = _best_seconds(functools.partial(run, 1.0, x, y, 0.0, None, None), where)
         flops[DTYPE_NAMES[dtype]] = 2.0 * size**3 / seconds
     block = torch.empty((2**30 if device.has_cuda else 2**27), dtype=torch.uint8, device=where)
     target = torch.empty_like(block)
@@ -208,12 +209,13 @@ def _regret(entry: Entry, others: Model, level: str, mode: str) -> Iterator[Regr
     problem = entry.problem
     tolerance = Tolerance(level)
     base = baseline(problem, level)
-    times = {}
+    times: dict[Candidate, float] = {}
     for row in entry.measured:
         us = others.eager_us(row, problem.dtype) if mode == "eager" else device_us(row)
         bound = BY_NAME[row.candidate.strategy].bound(problem, row.candidate.kwargs)
-        runs = row.status in ("ok", "slow") and us is not None
-        if runs and tolerance.admits(bound, problem.dtype, problem.k):
+        if us is None or row.status not in ("ok", "slow"):
+            continue
+        if tolerance.admits(bound, problem.dtype, problem.k):
             times[row.candidate] = us
     if base not in times:
         return

@@ -14,6 +14,7 @@ import filelock
 import platformdirs
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 
 from autogemm.device import Device
 from autogemm.errors import DatabaseError
@@ -55,7 +56,7 @@ def open_storage(storage: str | None, device: Device) -> Iterator[BaseStorage]:
         lock.release()
 
 
-class _Lock:
+class _Lock(BaseJournalFileLock):
     """A journal lock that dies with its process, unlike the link or file Optuna would leave."""
 
     def __init__(self, path: Path) -> None:

@@ -168,7 +168,7 @@ class Workbench:
             graph.replay()
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) * 1e3 / calls
+            return float(start.elapsed_time(end)) * 1e3 / calls
 
         return replay
 

@@ -2,7 +2,7 @@
 
 With G = |α||A||B| + |β||C|, taken elementwise, every finite element of a result obeys
 
-    |Ĉ - C| ≤ u_out·|C| + (ρ + a(k))·u·G + (k + 2)·tiny
+    |Ĉ - C| ≤ u_out·|C| + (ρ + a(k))·u·G + max(1, |α|)·underflow(k)
 
 where u is the unit roundoff of the arithmetic that accumulates, u_out that of the result's
 own type, ρ what the level allows and a(k) the growth along k (k for real, 3k for complex
@@ -12,8 +12,8 @@ types). ``docs/accuracy.md`` derives the constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -38,13 +38,15 @@ def accumulation_roundoff(dtype: torch.dtype) -> float:
     return unit_roundoff(torch.float32 if dtype in _HALVES else dtype)
 
 
-def underflow_unit(dtype: torch.dtype) -> float:
-    """tiny: the smallest subnormal of the accumulator's type, or of the result's if larger."""
-    if dtype is torch.float16:
-        return 2.0**-24
-    if dtype is torch.bfloat16:
-        return 2.0**-133
-    return 2.0**-149 if accumulation_roundoff(dtype) > 2.0**-30 else 5e-324
+def underflow(dtype: torch.dtype, k: int) -> float:
+    """What underflow may add to an error: every operation rounds to a multiple of ``tiny``.
+
+    That is (k + 2)·tiny of the accumulator's type, and once the result's own smallest
+    subnormal where it is larger (16-bit types).
+    """
+    own = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}.get(dtype, 0.0)
+    tiny = 2.0**-149 if accumulation_roundoff(dtype) > 2.0**-30 else 5e-324
+    return (k + 2) * tiny + own
 
 
 def growth(dtype: torch.dtype, k: int) -> float:
@@ -196,11 +198,11 @@ fp32_setting = _fp32_getter()
 def raw_cuda_state(dtype: torch.dtype) -> Hashable:
     """The settings that matter to a CUDA call, as torch has them; cheap enough for every call."""
     if dtype is torch.float32:
-        setting: str = fp32_setting("cuda", "matmul")
+        setting: Hashable = fp32_setting("cuda", "matmul")
         return "medium" if setting == "tf32" and _legacy_says_medium() else setting
-    matmul = torch.backends.cuda.matmul
+    matmul: Any = torch.backends.cuda.matmul
     if dtype is torch.bfloat16:
-        return matmul.allow_bf16_reduced_precision_reduction
+        return bool(matmul.allow_bf16_reduced_precision_reduction)
     if dtype is torch.float16:
         return (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_fp16_accumulation)
     return None
@@ -225,39 +227,59 @@ def current_state(dtype: torch.dtype, device_type: str) -> PrecisionState:
 _switch_lock = RLock()
 
 
-@contextmanager
-def fp32_compute(device_type: str, mode: str) -> Iterator[None]:
+class _Switch:
+    """Sets attributes of one of torch's settings objects, and restores them; a context.
+
+    A class, not a generator: entering and leaving it costs a third as much, on every call.
+    """
+
+    __slots__ = ("_restore", "_settings", "_wanted")
+
+    def __init__(self, settings: Any, wanted: tuple[tuple[str, Any], ...]) -> None:
+        self._settings = settings
+        self._wanted = wanted
+        self._restore: list[tuple[str, Any]] = []
+
+    def __enter__(self) -> None:
+        _switch_lock.acquire()
+        try:
+            for name, value in self._wanted:
+                before = getattr(self._settings, name)
+                # A plain True would allow the split of k again that a user may have forbidden.
+                if not getattr(self._settings, f"{name}_split_k", True):
+                    before = (before, False)
+                self._restore.append((name, before))
+                setattr(self._settings, name, value)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            while self._restore:
+                name, before = self._restore.pop()
+                if name == "fp32_precision":
+                    # torch reads an unset value as its parent's. To write that back would pin
+                    # it, deaf to what the caller says to the parent later.
+                    self._settings.fp32_precision = "none"
+                    if self._settings.fp32_precision == before:
+                        continue
+                setattr(self._settings, name, before)
+        finally:
+            _switch_lock.release()
+
+
+def fp32_compute(device_type: str, mode: str) -> AbstractContextManager[None]:
     """Have torch's float32 products computed as ``mode`` (``ieee``, ``tf32``, ``bf16``)."""
     backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
-    with _switch_lock:
-        before = backend.matmul.fp32_precision
-        backend.matmul.fp32_precision = mode
-        try:
-            yield
-        finally:
-            # torch reads an unset value as its parent's. To write that back would pin it, deaf
-            # to what the caller says to the parent later.
-            backend.matmul.fp32_precision = "none"
-            if backend.matmul.fp32_precision != before:
-                backend.matmul.fp32_precision = before
+    return _Switch(backend.matmul, (("fp32_precision", mode),))
 
 
-@contextmanager
-def reduced_reduction(dtype: torch.dtype, allowed: bool) -> Iterator[None]:
+def reduced_reduction(dtype: torch.dtype, allowed: bool) -> AbstractContextManager[None]:
     """Allow or forbid 16-bit partial sums, and forbid 16-bit accumulation, in CUDA products."""
     matmul = torch.backends.cuda.matmul
-    name = f"allow_{'fp16' if dtype is torch.float16 else 'bf16'}_reduced_precision_reduction"
-    with _switch_lock:
-        before = getattr(matmul, name)
-        if not getattr(matmul, f"{name}_split_k", True):  # a plain bool would allow it again
-            before = (before, False)
-        accumulation = matmul.allow_fp16_accumulation
-        setattr(matmul, name, allowed)
-        if accumulation:
-            matmul.allow_fp16_accumulation = False
-        try:
-            yield
-        finally:
-            setattr(matmul, name, before)
-            if accumulation:
-                matmul.allow_fp16_accumulation = True
+    short = "fp16" if dtype is torch.float16 else "bf16"
+    wanted: tuple[tuple[str, Any], ...] = ((f"allow_{short}_reduced_precision_reduction", allowed),)
+    if matmul.allow_fp16_accumulation:
+        wanted += (("allow_fp16_accumulation", False),)
+    return _Switch(matmul, wanted)

@@ -6,6 +6,7 @@ checks of a caller's arguments live here too, so that nothing runs before they p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -38,7 +38,7 @@ def tuning_table(entries: Iterable[Entry]) -> str:
                         str(entry.problem), level, mode, str(choice.candidate),
                         f"{choice.us:.1f}", f"{choice.ratio:.2f}",
                         "-" if error is None else f"{error:.3g}",
-                    )  # fmt: skip
+                    )
                 )
     return text_table(("problem", "level", "mode", "choice", "us", "x addmm", "R"), rows)
 

@@ -127,8 +127,8 @@ def tune(
 ) -> Outcome:
     """Tune every problem of ``order`` that the table lacks; return the entries.
 
-    Finished problems are merged into the table every few seconds. Raises ``DatabaseError`` where the
-    table cannot be written.
+    Finished problems are merged into the table every few seconds. Raises ``DatabaseError`` where
+    the table cannot be written.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     environment = Environment(versions=software_versions(device.type), clocks=clocks_of(device))
@@ -156,7 +156,7 @@ def tune(
                     Progress(
                         problem=problem, done=done + 1, total=len(order.workloads), entry=entry,
                         reused=True, candidates=len(candidates),
-                    )  # fmt: skip
+                    )
                 )
                 continue
             search = _Search(problem, device, levels, candidates, storage, environment.id, space)
@@ -170,7 +170,7 @@ def tune(
                     Progress(
                         problem=problem, done=done, total=len(order.workloads), measured=row,
                         candidates=len(candidates),
-                    )  # fmt: skip
+                    )
                 )
 
             if order.again:
@@ -198,7 +198,7 @@ def tune(
                 Progress(
                     problem=problem, done=done + 1, total=len(order.workloads), entry=entry,
                     candidates=len(candidates),
-                )  # fmt: skip
+                )
             )
     return Outcome(
         entries=tuple(entries),
@@ -364,7 +364,10 @@ def finals(
         times = bench.compare(list(entrants), mode, ROUNDS)
         for candidate, samples in times.items():
             median = sorted(samples)[len(samples) // 2]
-            by_candidate[candidate] = replace(by_candidate[candidate], **{f"{mode}_us": median})
+            row = by_candidate[candidate]
+            by_candidate[candidate] = (
+                replace(row, graph_us=median) if mode == "graph" else replace(row, eager_us=median)
+            )
         for level in levels:
             able_there = {row.candidate for row in _able(problem, level, rows)}
             base = baseline(problem, level)

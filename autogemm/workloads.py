@@ -97,7 +97,13 @@ _ODD = [
 _ODD_TRANSPOSED = [(2049, 2047, 4099), (1023, 1023, 1023), (4095, 4097, 4095), (512, 3071, 1023)]
 _LONG_K = [(256, 256, 262144), (64, 64, 1048576), (512, 512, 65536), (128, 128, 131072)]
 _TALL = [(100000, 512, 512), (65536, 256, 256), (200000, 64, 64), (32768, 128, 1024)]
-_SKINNY = [(16, 4096, 4096), (64, 4096, 4096), (128, 4096, 14336), (32, 8192, 8192), (1, 4096, 4096)]
+_SKINNY = [
+    (16, 4096, 4096),
+    (64, 4096, 4096),
+    (128, 4096, 14336),
+    (32, 8192, 8192),
+    (1, 4096, 4096),
+]
 
 
 def _gpu(name: str) -> Iterator[_Spec]:
@@ -116,7 +122,7 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("bfloat16", [(2048, 50257, 768), (16, 50257, 1600)], "nt")
         yield from _each("bfloat16", _tokens((1024,), _LLAMA), "nt", "none")
         yield from _each("bfloat16", [(2048, 3072, 768), (2048, 768, 3072)], "nt", "bias")
-        yield from _each("bfloat16 float16", [(2048, 6144, 4096), (4096, 4096, 4096)], "nn", "inplace")
+        yield from _each("bfloat16 float16", [(2048, 6144, 4096), *_cube(4096)], "nn", "inplace")
     if name in ("science", "full"):
         yield from _each("float32 float64", [(512, 512, 65536), (500, 500, 200000)], "tn")
         yield from _each("float32", [(1000, 1000, 100000), (300, 300, 1000003)], "tn", "none")
@@ -138,7 +144,7 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("float16", _ODD[1:])
         yield from _each("bfloat16 float16", _ODD_TRANSPOSED, "nt")
         yield from _each("bfloat16", [(1023, 2047, 1023), (2049, 4095, 2047)], "tn")
-        yield from _each("bfloat16", [(4095, 4095, 4095), (2047, 2047, 2047), (1001, 3001, 2001)], "nn", "none")
+        yield from _each("bfloat16", [*_cube(4095, 2047), (1001, 3001, 2001)], "nn", "none")
         yield from _each("bfloat16", [(2048, 4096, 4095), (1024, 2048, 2047), (8192, 1024, 1001)])
         yield from _each("bfloat16", [(2048, 4095, 4096), (1024, 2047, 2048), (512, 8191, 1024)])
         yield from _each("bfloat16 float16", _cube(512, 2048, 8192))
@@ -146,6 +152,12 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("bfloat16", _cube(2048, 4096), "tn")
         yield from _each("bfloat16 float16", _LONG_K[:3])
         yield from _each("bfloat16", [(2048, 2048, 64), (4096, 4096, 128), (100000, 512, 512)])
+        # Neighbours for what would stand alone: a table predicts only near what it holds.
+        yield from _each("float32", [(4096, 32000, 1024)], "nt")
+        yield from _each("float32", [(100000, 256, 256), (50000, 128, 512), (1000, 10000, 333)])
+        yield from _each("float32", [(256, 256, 1000000)], "tn", "none")
+        yield from _each("bfloat16", [(4096, 1024, 1001), (1000, 16000, 333)])
+        yield from _each("float16", [(16, 50257, 1600)], "nt")
         yield from _each("float64", _cube(512, 2048, 3072, 1001, 3001))
         yield from _each("float64", [(256, 256, 65536), (50000, 256, 256), (64, 4096, 4096)])
         yield from _each("float64", [(2048, 2048, 2048)], "nt")

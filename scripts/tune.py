@@ -87,7 +87,8 @@ def main() -> int:
             deadline=started + options.budget if options.budget else float("inf"),
             again=options.again,
         )
-        print(f"tuning {device}: {len(order.workloads)} problems -> {table_path(directory, device)}")
+        path = table_path(directory, device)
+        print(f"tuning {device}: {len(order.workloads)} problems -> {path}")
         with tqdm(total=len(order.workloads), unit="problem", dynamic_ncols=True) as bar:
             outcome = supervise(order, str(where), lambda news: show(bar, news))
     except (AutogemmError, TuningFailed) as error:

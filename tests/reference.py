@@ -19,7 +19,7 @@ from autogemm.precision import (
     accumulation_roundoff,
     allowance,
     growth,
-    underflow_unit,
+    underflow,
     unit_roundoff,
 )
 
@@ -149,7 +149,7 @@ class Truth:
             np.longdouble(limit.own * unit_roundoff(self.dtype)) * np.abs(self.value)
             + np.longdouble(limit.units * accumulation_roundoff(self.dtype)) * self.G
             + np.longdouble(limit.budget) * self.G
-            + (self.k + 2) * np.longdouble(underflow_unit(self.dtype))
+            + np.longdouble(underflow(self.dtype, self.k))
         )
         return np.where(self.terms == 0, np.longdouble(0), allowed)
 
@@ -258,7 +258,7 @@ class Truth:
         error = abs(got - self.value[i, j])
         unit = accumulation_roundoff(self.dtype) * self.G[i, j]
         own = unit_roundoff(self.dtype) * abs(self.value[i, j])
-        floor = (self.k + 2) * np.longdouble(underflow_unit(self.dtype))
+        floor = np.longdouble(underflow(self.dtype, self.k))
         if kind != FINITE or not np.isfinite(got) or unit == 0:
             ratio = math.inf
         else:

@@ -29,7 +29,7 @@ from autogemm.precision import (
     growth,
     raw_cuda_state,
     resolve,
-    underflow_unit,
+    underflow,
     unit_roundoff,
 )
 from autogemm.problem import DTYPES
@@ -83,12 +83,13 @@ def test_units_follow_from_the_types(dtype: torch.dtype) -> None:
 
 
 @ALL
-def test_the_underflow_unit_is_the_smallest_positive_number(dtype: torch.dtype) -> None:
+def test_underflow_is_a_few_of_the_smallest_numbers(dtype: torch.dtype) -> None:
     real = {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
-    tiny = torch.tensor(underflow_unit(dtype), dtype=torch.float64)
-    assert tiny.to(real) > 0
-    assert (0.5 * tiny).to(real) == 0
-    assert tiny.to(real).double() == tiny
+    smallest = float(torch.nextafter(torch.zeros((), dtype=real), torch.ones((), dtype=real)))
+    accumulator = 2.0**-149 if accumulation_roundoff(dtype) > 2.0**-30 else smallest
+    own = smallest if dtype.itemsize == 2 else 0.0
+    assert underflow(dtype, 0) == 2 * accumulator + own
+    assert underflow(dtype, 1000) == 1002 * accumulator + own
 
 
 @ALL

@@ -30,7 +30,7 @@ from autogemm.precision import (
     accumulation_roundoff,
     allowance,
     growth,
-    underflow_unit,
+    underflow,
     unit_roundoff,
 )
 from autogemm.problem import DTYPES
@@ -355,7 +355,7 @@ def test_one_element_off_by_twice_the_bound_is_caught_and_half_of_it_is_not(
         bound = (
             unit_roundoff(dtype) * np.abs(truth.value)
             + units * accumulation_roundoff(dtype) * truth.G
-            + (k + 2) * np.longdouble(underflow_unit(dtype))
+            + np.longdouble(underflow(dtype, k))
         )
         limit = Limit.of(Tolerance(level), dtype, k, typical)
         assert np.allclose(truth.bound(limit), bound, rtol=1e-12, atol=0)

@@ -124,7 +124,8 @@ class Evidence:
     ) -> list[Suggestion] | None:
         """What an exact entry suggests, or None where it is too old to decide."""
         rows = {row.candidate: row for row in entry.measured}
-        where = f"measured {entry.date} ({source.table.path.name if source.table.path else 'table'})"
+        file = source.table.path.name if source.table.path else "a table"
+        where = f"measured {entry.date} ({file})"
         if tolerance.budget is not None:
             margin = self._margin_of(entry, source)
             return [

@@ -9,12 +9,14 @@ from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strateg
 from autogemm.strategies.half import Half
 from autogemm.strategies.ksplit import KSplit
 from autogemm.strategies.matmul_axpby import MatmulAxpby
+from autogemm.strategies.onednn import OneDNN
 from autogemm.strategies.padded import Padded
 from autogemm.strategies.tf32 import TF32
 
 STRATEGIES: tuple[Strategy, ...] = (
     Addmm(),
     MatmulAxpby(),
+    OneDNN(),
     KSplit(),
     Padded(),
     TF32(),

@@ -37,7 +37,7 @@ def combine(
     ``out`` receives the result and may be C. Without ``out`` the result may be P itself.
     """
     if C is None and alpha == 1 and P.dtype == dtype and (
-        P is out or out is None and P.is_contiguous()
+        P is out or (out is None and P.is_contiguous())
     ):
         return P
     if fused:

@@ -10,7 +10,6 @@ from autogemm import precision
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import DTYPE_NAMES, Problem
-from autogemm.strategies.addmm import full_accuracy_switch
 from autogemm.strategies.base import Params, ParamValue, Run, Strategy, at_least, one_of
 from autogemm.strategies.combine import accumulator_dtype, combine, fuses_combine
 from autogemm.strategies.matmul_axpby import wide_product
@@ -59,15 +58,11 @@ class KSplit(Strategy):
         length = chunk_length(problem.k, int(params["chunks"]))
         if params["form"] == "batched":
             return _batched(problem, device, length)
-        if problem.is_half:
-            return _sequential_wide(problem, device, length)
-        return _sequential_native(problem, length)
+        return _sequential(problem, device, length)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         result = problem.m * problem.n * accumulator_dtype(problem).itemsize
-        if params["form"] == "batched":
-            return int(params["chunks"]) * result
-        return result if problem.is_half else 0
+        return result * (int(params["chunks"]) if params["form"] == "batched" else 2)
 
 
 def chunk_length(k: int, chunks: int) -> int:
@@ -102,10 +97,9 @@ def _batched(problem: Problem, device: Device, length: int) -> Run:
     return run
 
 
-def _sequential_wide(problem: Problem, device: Device, length: int) -> Run:
+def _sequential(problem: Problem, device: Device, length: int) -> Run:
     product = wide_product(problem, device)
     fused = fuses_combine(problem, device)
-    on_gpu = device.has_cuda
 
     def run(
         alpha: complex | float,
@@ -117,50 +111,9 @@ def _sequential_wide(problem: Problem, device: Device, length: int) -> Run:
     ) -> torch.Tensor:
         P = product(A[:, :length], B[:length], None)
         for start in range(length, A.shape[1], length):
-            a, b = A[:, start : start + length], B[start : start + length]
-            if on_gpu:
-                torch.addmm(P, a, b, out_dtype=torch.float32, out=P)
-            else:
-                P += product(a, b, None)
+            # Not addmm into P: for a single row that may accumulate term by term onto P, and
+            # the error would grow with k instead of with the chunk.
+            P += product(A[:, start : start + length], B[start : start + length], None)
         return combine(alpha, P, beta, C, out, A.dtype, fused=fused)
 
     return run
-
-
-def _sequential_native(problem: Problem, length: int) -> Run:
-    switch = full_accuracy_switch(problem)
-
-    def run(
-        alpha: complex | float,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        beta: complex | float,
-        C: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if out is None:
-            out = A.new_empty(A.shape[0], B.shape[1])
-        first = out if C is None else C
-        for start in range(0, A.shape[1], length):
-            a, b = A[:, start : start + length], B[start : start + length]
-            if start == 0:
-                torch.addmm(first, a, b, beta=beta, alpha=alpha, out=out)
-            else:
-                out.addmm_(a, b, alpha=alpha)
-        return out
-
-    if switch is None:
-        return run
-
-    def run_switched(
-        alpha: complex | float,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        beta: complex | float,
-        C: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        with switch():
-            return run(alpha, A, B, beta, C, out)
-
-    return run_switched
