@@ -20,7 +20,6 @@ from autogemm.database.lookup import SWITCH_MARGIN
 from autogemm.database.prediction import NEAR, Model, device_us
 from autogemm.device import Device
 from autogemm.measure import Workbench, in_turns, ratio
-from autogemm.operands import Operands
 from autogemm.precision import Tolerance
 from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.report import geomean
@@ -122,55 +121,70 @@ def retime(
 ) -> Iterator[Result]:
     """Re-time every level of an entry against its baseline, in each mode the device has.
 
-    Eager calls go through ``autogemm.gemm`` and ``torch.addmm`` as a user makes them.
+    ``graph`` and ``eager`` compare what the table chose between: bound strategies. ``call``
+    compares what a user writes, ``autogemm.gemm`` and plain ``torch.addmm``, host included.
     """
     problem = entry.problem
     errors = {row.candidate: row.error for row in entry.measured}
-    modes = ("graph", "eager") if device.has_cuda else ("eager",)
+    modes = ("graph", "eager", "call") if device.has_cuda else ("eager", "call")
     with Workbench.open(problem, device, where, check=False) as bench:
         for mode in modes:
-            chosen = {
-                level: (choices.get(mode) or next(iter(choices.values()))).candidate
-                for level, choices in entry.choices.items()
-            }
-            bases = {level: baseline(problem, level) for level in chosen}
             timer = bench.graph if mode == "graph" else bench.eager
             runs: dict[Candidate, Run] = {}
-            for level, candidate in chosen.items():
-                runs[bases[level]] = bench.bind(bases[level])
-                if mode == "eager":
-                    name = Candidate.of(f"gemm {level}")
-                    runs[name] = _as_user(bench.operands[0], level)
-                    chosen[level] = name
-                elif candidate not in runs:
-                    runs[candidate] = bench.bind(candidate)
+            contests: dict[str, tuple[Candidate, Candidate, Candidate]] = {}
+            for level, choices in entry.choices.items():
+                choice = (choices.get(mode) or next(iter(reversed(choices.values())))).candidate
+                base, name = baseline(problem, level), choice
+                if mode == "call":
+                    base, name = Candidate.of("torch.addmm"), Candidate.of(f"gemm {level}")
+                    runs[base], runs[name] = _plain_addmm, _as_user(level)
+                else:
+                    runs[base], runs[name] = bench.bind(base), bench.bind(name)
+                contests[level] = (base, name, choice)
             timers = {candidate: timer(run) for candidate, run in runs.items()}
-            timers[_AGAIN] = timer(runs[next(iter(bases.values()))])
+            first = next(iter(contests.values()))[0]
+            timers[_AGAIN] = timer(runs[first])
             times = in_turns(timers, _ROUNDS)
-            aa = ratio(times[next(iter(bases.values()))], times[_AGAIN]).median
-            for level, name in chosen.items():
-                candidate = (
-                    entry.choices[level].get(mode) or next(iter(entry.choices[level].values()))
-                ).candidate
-                result = ratio(times[bases[level]], times[name])
+            aa = ratio(times[first], times[_AGAIN]).median
+            for level, (base, name, choice) in contests.items():
+                result = ratio(times[base], times[name])
                 us = statistics.median(times[name])
                 yield Result(
-                    problem=problem, level=level, mode=mode, candidate=candidate, us=us,
-                    baseline_us=statistics.median(times[bases[level]]), ratio=result.median,
+                    problem=problem, level=level, mode=mode, candidate=choice, us=us,
+                    baseline_us=statistics.median(times[base]), ratio=result.median,
                     low=result.low, high=result.high, aa=aa, tflops=problem.flops / us * 1e-6,
                     gbytes=problem.min_bytes / us * 1e-3,
                     roofline=None if ceilings is None else ceilings.seconds(problem) * 1e6 / us,
-                    error=errors.get(candidate),
+                    error=errors.get(choice),
                 )  # fmt: skip
 
 
-def _as_user(operands: Operands, level: str) -> Run:
-    in_place = operands.out is not None
+def _plain_addmm(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """What a user writes without this library."""
+    if C is None:
+        return torch.mm(A, B).mul_(alpha)
+    if out is None:
+        return torch.addmm(C, A, B, beta=beta, alpha=alpha)
+    return torch.addmm(C, A, B, beta=beta, alpha=alpha, out=out)
 
-    def run(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
-        if C is None:
-            return api.gemm(alpha, A, B, precision=level)
-        return api.gemm(alpha, A, B, beta, C, precision=level, out=C if in_place else None)
+
+def _as_user(level: str) -> Run:
+    def run(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return api.gemm(alpha, A, B, beta, C, precision=level, out=out)
 
     return run
 
@@ -287,6 +301,12 @@ def summary(results: Sequence[Result]) -> list[str]:
             f"{len(large)}), worst {min(r.ratio for r in group):.3f}"
         )
     noise = sorted(abs(r.aa - 1) for r in results)
+    losers = [r for r in results if r.ratio < 0.98 and r.mode != "call"]
+    for r in sorted(losers, key=lambda r: r.ratio):
+        lines.append(
+            f"below 0.98: {r.problem} {r.level} {r.mode} {r.candidate}: {r.ratio:.3f} "
+            f"[{r.low:.3f}, {r.high:.3f}], A/A {r.aa:.3f}"
+        )
     if noise:
         lines.append(
             f"A/A (the baseline against itself): median {statistics.median(noise):.2%} apart, "

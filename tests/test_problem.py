@@ -23,7 +23,6 @@ from autogemm.problem import (
     check_operands,
     contiguous_problem,
     layout_of,
-    log_distance,
     overlap,
     problem_of,
     same_view,
@@ -496,22 +495,6 @@ def test_dtype_names_and_dtypes_are_inverse() -> None:
 
 def sizes(m: int, n: int, k: int) -> Problem:
     return contiguous_problem(m, n, k, torch.float32)
-
-
-def test_the_distance_is_taken_per_dimension() -> None:
-    assert log_distance(sizes(8, 8, 8), sizes(8, 8, 8)) == 0
-    assert log_distance(sizes(8, 8, 8), sizes(16, 8, 8)) == 1
-    assert log_distance(sizes(8, 8, 8), sizes(8, 8, 2)) == 2
-    assert log_distance(sizes(8, 8, 8), sizes(4, 16, 16)) == pytest.approx(3**0.5)
-    # Equal volumes, yet far apart.
-    assert log_distance(sizes(1, 1, 4096), sizes(16, 16, 16)) == pytest.approx(96**0.5)
-
-
-def test_the_distance_is_a_metric_and_takes_empty_sizes() -> None:
-    problems = [sizes(*s) for s in ((1, 1, 1), (3, 5, 7), (0, 4, 9), (1000, 2, 64), (0, 0, 0))]
-    for x, y, z in itertools.product(problems, repeat=3):
-        assert log_distance(x, y) == pytest.approx(log_distance(y, x))
-        assert log_distance(x, z) <= log_distance(x, y) + log_distance(y, z) + 1e-12
 
 
 # ----------------------------------------------------------------------- views and overlap
