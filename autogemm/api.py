@@ -33,7 +33,7 @@ _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
-_numbers = (float, int, complex)
+_numbers = (float, complex)
 
 
 def gemm(
@@ -76,18 +76,22 @@ def gemm(
         return _composed(alpha, A, B, beta, C, precision, out)
     key: Hashable = None
     try:
+        if alpha.__class__ is int:
+            alpha = float(alpha)  # torch takes no integer beyond 64 bits
+        if beta.__class__ is int:
+            beta = float(beta)
         # The whole cost of a warm call beyond torch's own is this tuple and one look-up.
         key = (
-            A.shape, A.stride(), B.shape, B.stride(), A.dtype, A.device,
+            A.shape, A.stride(), A.dtype, A.device, B.shape, B.stride(), B.dtype, B.device,
             alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision,
-            None if C is None else (C.shape, C.stride(), C.dtype),
-            None if out is None else (C is out, out.shape, out.stride(), out.dtype),
+            None if C is None else (C.shape, C.stride(), C.dtype, C.device),
+            None if out is None else (C is out, out.shape, out.stride(), out.dtype, out.device),
             (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
             and _grad_enabled(),
             _cuda_facts(A, B, C, out) if _cuda_is_built and A.is_cuda else _cpu_state(),
         )  # fmt: skip
         run, spans = _warm[key]
-    except (KeyError, AttributeError, TypeError, RuntimeError):
+    except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
     if out is not None and _touches(out, A, B, C, spans):
         problems.check_out(out, A, B, C)
@@ -95,9 +99,9 @@ def gemm(
             return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     try:
         return run(alpha, A, B, beta, C, out)  # type: ignore[arg-type]  # numbers, says the key
-    except RuntimeError:
-        # On a CPU the key leaves out what torch checks before it writes; our words say more.
-        problems.check_operands(A, B, C, out, beta_is_zero=bool(beta == 0))
+    except (RuntimeError, OverflowError):
+        # The key leaves out what torch checks before it writes; our words say more.
+        _check(alpha, A, B, beta, C, precision, out)
         raise
 
 
@@ -178,7 +182,7 @@ def explain(
     Takes ``gemm``'s arguments and raises its errors. ``print`` the result, or read its
     ``strategy``, ``parameters``, ``source`` and ``plan``.
     """
-    alpha, beta = _check(alpha, A, B, beta, C, out)
+    alpha, beta = _check(alpha, A, B, beta, C, precision, out)
     device = device_of(A.device)
     evidence = evidence_for(device)
     corner = _corner(alpha, A, B)
@@ -200,13 +204,14 @@ def reload_tables() -> None:
 
 
 def _check(
-    alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any
+    alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any
 ) -> tuple[complex | float, complex | float]:
     dtype = getattr(A, "dtype", torch.float32)
     known = dtype if dtype in DTYPE_NAMES else torch.complex128
     alpha = problems.as_scalar("alpha", alpha, known)
     beta = problems.as_scalar("beta", beta, known)
     problems.check_operands(A, B, C, out, beta_is_zero=beta == 0)
+    precisions.resolve(precision, A.dtype, precisions.current_state(A.dtype, A.device.type))
     return alpha, beta
 
 
@@ -215,8 +220,7 @@ def _cold(
 ) -> torch.Tensor:
     """The first call of its kind: check everything, plan, bind, remember, run."""
     by_number = alpha.__class__ in _numbers and beta.__class__ in _numbers
-    alpha, beta = _check(alpha, A, B, beta, C, out)
-    precisions.resolve(precision, A.dtype, precisions.current_state(A.dtype, A.device.type))
+    alpha, beta = _check(alpha, A, B, beta, C, precision, out)
     if out is not None and C is not None and C is not out and problems.same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     if _corner(alpha, A, B) is not None:
@@ -271,6 +275,9 @@ def _scale(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     """β·C, where there is nothing to multiply."""
+    if out is None and _grad_enabled() and (A.requires_grad or B.requires_grad):
+        nothing = torch.mm(A[:, :0], B[:0])  # zeros that reach A and B by autograd, unread
+        return nothing if beta == 0 or C is None else torch.add(nothing, C, alpha=beta)
     if beta == 0 or C is None:
         return A.new_zeros(A.shape[0], B.shape[1]) if out is None else out.zero_()
     if out is None:
@@ -287,10 +294,6 @@ def _cuda_facts(
 ) -> Hashable:
     return (
         precisions.raw_cuda_state(A.dtype),
-        B.dtype,
-        B.device,
-        None if C is None else C.device,
-        None if out is None else out.device,
         A.data_ptr() & 15,
         B.data_ptr() & 15,
         0 if out is None else out.data_ptr() & 15,
@@ -338,8 +341,7 @@ def _composed(
         )
     (m, k), n = A.shape, B.shape[1]
     if m == 0 or n == 0 or k == 0 or alpha == 0:
-        result: torch.Tensor = A.new_zeros(m, n) if beta == 0 else C * beta
-        return result
+        return _scale(alpha, A, B, beta, C, None)
     if beta == 0:
         return torch.addmm(A.new_zeros(1), A, B, beta=0, alpha=alpha)
     return torch.addmm(C, A, B, beta=beta, alpha=alpha)

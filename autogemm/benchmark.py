@@ -133,7 +133,7 @@ def retime(
             runs: dict[Candidate, Run] = {}
             contests: dict[str, tuple[Candidate, Candidate, Candidate]] = {}
             for level, choices in entry.choices.items():
-                choice = (choices.get(mode) or next(iter(reversed(choices.values())))).candidate
+                choice = (choices.get(mode) or list(choices.values())[-1]).candidate
                 base, name = baseline(problem, level), choice
                 if mode == "call":
                     base, name = Candidate.of("torch.addmm"), Candidate.of(f"gemm {level}")

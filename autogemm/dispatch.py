@@ -6,6 +6,7 @@ from measurements, and every choice must pass its strategy's ``reasons_not`` and
 
 from __future__ import annotations
 
+import decimal
 from dataclasses import dataclass
 
 from autogemm.database.lookup import Evidence, Suggestion
@@ -152,7 +153,13 @@ def _nothing_serves(problem: Problem, tolerance: Tolerance, device: Device) -> s
     if best is not None:
         lines.append(
             f"The tightest budget that {str(problem.dtype).split('.')[-1]} can promise at "
-            f"k = {problem.k} is {best:.2g}. Ask for that, use a level ('highest' promises "
+            f"k = {problem.k} is {_rounded_up(best):.2g}. Ask for that, use a level ('highest' promises "
             "float32 accuracy), or use float64."
         )
     return "\n".join(lines)
+
+
+def _rounded_up(budget: float) -> float:
+    """Two digits that are not below ``budget``, so that asking for them is granted."""
+    context = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+    return float(context.create_decimal_from_float(budget))

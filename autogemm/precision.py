@@ -12,7 +12,7 @@ types). ``docs/accuracy.md`` derives the constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import RLock
@@ -228,58 +228,91 @@ _switch_lock = RLock()
 
 
 class _Switch:
-    """Sets attributes of one of torch's settings objects, and restores them; a context.
+    """Sets one of torch's settings and restores it; a context.
 
-    A class, not a generator: entering and leaving it costs a third as much, on every call.
+    A class on torch's own getters, not a generator on its properties: it is entered on every
+    call of some plans, and costs a fifth as much. One instance serves any number of calls and
+    threads, since the lock is held from entering to leaving; it must not be nested in itself.
     """
 
-    __slots__ = ("_restore", "_settings", "_wanted")
+    __slots__ = ("_before", "_get", "_put_back", "_set", "_value")
 
-    def __init__(self, settings: Any, wanted: tuple[tuple[str, Any], ...]) -> None:
-        self._settings = settings
-        self._wanted = wanted
-        self._restore: list[tuple[str, Any]] = []
+    def __init__(
+        self,
+        get: Callable[[], Any],
+        set_: Callable[[Any], None],
+        value: Any,
+        put_back: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._get = get
+        self._set = set_
+        self._value = value
+        self._put_back = put_back or set_
 
     def __enter__(self) -> None:
         _switch_lock.acquire()
         try:
-            for name, value in self._wanted:
-                before = getattr(self._settings, name)
-                # A plain True would allow the split of k again that a user may have forbidden.
-                if not getattr(self._settings, f"{name}_split_k", True):
-                    before = (before, False)
-                self._restore.append((name, before))
-                setattr(self._settings, name, value)
+            self._before = self._get()
+            self._set(self._value)
         except BaseException:
-            self.__exit__()
+            _switch_lock.release()
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
-            while self._restore:
-                name, before = self._restore.pop()
-                if name == "fp32_precision":
-                    # torch reads an unset value as its parent's. To write that back would pin
-                    # it, deaf to what the caller says to the parent later.
-                    self._settings.fp32_precision = "none"
-                    if self._settings.fp32_precision == before:
-                        continue
-                setattr(self._settings, name, before)
+            self._put_back(self._before)
         finally:
             _switch_lock.release()
 
 
 def fp32_compute(device_type: str, mode: str) -> AbstractContextManager[None]:
     """Have torch's float32 products computed as ``mode`` (``ieee``, ``tf32``, ``bf16``)."""
-    backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
-    return _Switch(backend.matmul, (("fp32_precision", mode),))
+    backend = "cuda" if device_type == "cuda" else "mkldnn"
+    matmul: Any = (torch.backends.cuda if backend == "cuda" else torch.backends.mkldnn).matmul
+
+    def get() -> Any:
+        return fp32_setting(backend, "matmul")
+
+    def set_(value: Any) -> None:
+        matmul.fp32_precision = value
+
+    def put_back(before: Any) -> None:
+        # torch reads an unset value as its parent's. To write that back would pin it, deaf to
+        # what the caller says to the parent later.
+        set_("none")
+        if get() != before:
+            set_(before)
+
+    return _Switch(get, set_, mode, put_back)
 
 
 def reduced_reduction(dtype: torch.dtype, allowed: bool) -> AbstractContextManager[None]:
     """Allow or forbid 16-bit partial sums, and forbid 16-bit accumulation, in CUDA products."""
-    matmul = torch.backends.cuda.matmul
-    short = "fp16" if dtype is torch.float16 else "bf16"
-    wanted: tuple[tuple[str, Any], ...] = ((f"allow_{short}_reduced_precision_reduction", allowed),)
-    if matmul.allow_fp16_accumulation:
-        wanted += (("allow_fp16_accumulation", False),)
-    return _Switch(matmul, wanted)
+    matmul: Any = torch.backends.cuda.matmul
+    name = f"allow_{'fp16' if dtype is torch.float16 else 'bf16'}_reduced_precision_reduction"
+    getter = getattr(torch._C, f"_get_cublas_{name}", None)
+    setter = getattr(torch._C, f"_set_cublas_{name}", None)
+    if matmul.allow_fp16_accumulation or getter is None or setter is None:
+        return _Switch(*_public_settings(matmul, name), (allowed, False))
+    before = getter()
+    if isinstance(before, tuple):  # (reduced, split k), since torch 2.10
+        return _Switch(getter, lambda value: setter(*value), (allowed, True))
+    return _Switch(getter, setter, allowed)
+
+
+def _public_settings(
+    matmul: Any, name: str
+) -> tuple[Callable[[], tuple[Any, bool]], Callable[[tuple[Any, bool]], None]]:
+    """Reader and writer of (reduction, 16-bit accumulation) by torch's public properties."""
+
+    def get() -> tuple[Any, bool]:
+        before = getattr(matmul, name)
+        if not getattr(matmul, f"{name}_split_k", True):  # a plain bool would allow it again
+            before = (before, False)
+        return before, matmul.allow_fp16_accumulation
+
+    def set_(value: tuple[Any, bool]) -> None:
+        setattr(matmul, name, value[0])
+        matmul.allow_fp16_accumulation = value[1]
+
+    return get, set_

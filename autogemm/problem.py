@@ -215,12 +215,19 @@ def as_scalar(name: str, value: object, dtype: torch.dtype) -> complex | float |
         )
     if isinstance(value, int):
         try:
-            return float(value)
+            value = float(value)
         except OverflowError:
             raise InvalidProblem(
                 f"{name} is an integer too large for a float; expected a number up to "
                 f"{torch.finfo(torch.float64).max:g}."
             ) from None
+    wide = dtype in (torch.float64, torch.complex128)
+    largest = torch.finfo(torch.float64 if wide else torch.float32).max
+    if any(largest < abs(part) < math.inf for part in (value.real, value.imag)):
+        raise InvalidProblem(
+            f"{name} is {value}, beyond what {DTYPE_NAMES[dtype]} operands are multiplied with; "
+            f"expected at most {largest:.7g}. Scale an operand, or use float64."
+        )
     return value
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -47,6 +47,10 @@ FINALISTS = 3
 """Candidates a level and mode send to the finals, besides the baseline and the old choice."""
 SCREEN_RATIO = 1.3
 """A candidate this much slower than one at least as accurate is timed no further."""
+HOST_BOUND = 1.1
+"""Eager time over graph time above which a candidate waits for the host."""
+HOST_MARGIN = 1.25
+"""A host-bound candidate must win by this much: another host may be slower than this one."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -372,18 +376,24 @@ def finals(
             able_there = {row.candidate for row in _able(problem, level, rows)}
             base = baseline(problem, level)
             field = {c: t for c, t in times.items() if c in able_there or c == base}
-            choice = choose(field, base)
+            host_bound = {c for c in field if mode == "eager" and _waits(by_candidate[c])}
+            choice = choose(field, base, host_bound)
             if choice is not None:
                 choices[level][mode] = choice
     kept = {level: by_mode for level, by_mode in choices.items() if by_mode}
     return kept, [by_candidate[row.candidate] for row in rows]
 
 
-def choose(times: dict[Candidate, list[float]], base: Candidate) -> Choice | None:
+def choose(
+    times: dict[Candidate, list[float]],
+    base: Candidate,
+    host_bound: Collection[Candidate] = (),
+) -> Choice | None:
     """The winner of interleaved timings: the baseline, unless another is surely faster.
 
-    It takes a median ratio of at least ``SWITCH_MARGIN`` with its confidence interval above 1
-    to replace the baseline; ties go to the simplest strategy.
+    It takes a median ratio of at least ``SWITCH_MARGIN`` (``HOST_MARGIN`` for what waits for
+    the host) with its confidence interval above 1 to replace the baseline; ties go to the
+    simplest strategy.
     """
     if base not in times:
         return None
@@ -391,7 +401,9 @@ def choose(times: dict[Candidate, list[float]], base: Candidate) -> Choice | Non
     won = {
         candidate: r
         for candidate, r in ratios.items()
-        if candidate != base and r.median >= SWITCH_MARGIN and r.low > 1.0
+        if candidate != base
+        and r.median >= (HOST_MARGIN if candidate in host_bound else SWITCH_MARGIN)
+        and r.low > 1.0
     }
     winner = base
     if won:
@@ -411,6 +423,15 @@ def choose(times: dict[Candidate, list[float]], base: Candidate) -> Choice | Non
         rounds=len(times[winner]),
         runner_up=runner_up,
         runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
+    )
+
+
+def _waits(row: Measured) -> bool:
+    """Whether an eager call of this candidate takes longer on the host than on the device."""
+    return (
+        row.graph_us is not None
+        and row.eager_us is not None
+        and row.eager_us > HOST_BOUND * row.graph_us
     )
 
 

@@ -35,13 +35,13 @@ COVERAGE = 0.6
 """The share of the neighbours' weight that must have measured a candidate."""
 DOUBT_PER_SPREAD = 1.0
 DOUBT_PER_DISTANCE = 0.17
-HOST_DOUBT = 1.25
+HOST_DOUBT = 1.7
 """How much dearer a candidate's host cost is taken to be than the baseline's."""
 MARGIN = 1.03
 """A predicted win below this is left to the baseline."""
 
 # Steps between problems that differ in more than size, in the unit of one doubling.
-_STEP_DTYPE = 0.3
+_STEP_DTYPE = 2.5
 _STEP_UPDATE = 0.5
 _STEP_ORDER = 0.5
 _STEP_ALIGNMENT = 0.7

@@ -61,7 +61,7 @@ class Addmm(Strategy):
             C: torch.Tensor | None,
             out: torch.Tensor | None,
         ) -> torch.Tensor:
-            with switch():
+            with switch:
                 return run(alpha, A, B, beta, C, out)
 
         return run_switched
@@ -75,20 +75,20 @@ def baseline(problem: Problem, level: str) -> Candidate:
 
 def full_accuracy_switch(
     problem: Problem, *, reduced: bool = False
-) -> Callable[[], AbstractContextManager[None]] | None:
+) -> AbstractContextManager[None] | None:
     """The context torch's own product needs for full accuracy, None where torch is set so.
 
     Reads torch's settings now; the plan cache keeps plans apart by those settings.
     """
     state = precision.current_state(problem.dtype, problem.device_type)
     if problem.dtype is torch.float32 and state.fp32 != "ieee":
-        return lambda: precision.fp32_compute(problem.device_type, "ieee")
+        return precision.fp32_compute(problem.device_type, "ieee")
     if problem.is_half and problem.device_type == "cuda":
         accumulates_in_16_bits = (
             problem.dtype is torch.float16 and torch.backends.cuda.matmul.allow_fp16_accumulation
         )
         if state.reduced_reduction != reduced or accumulates_in_16_bits:
-            return lambda: precision.reduced_reduction(problem.dtype, reduced)
+            return precision.reduced_reduction(problem.dtype, reduced)
     return None
 
 

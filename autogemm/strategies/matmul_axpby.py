@@ -82,7 +82,7 @@ def wide_product(
     def multiply_switched(
         A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None
     ) -> torch.Tensor:
-        with switch():
+        with switch:
             return multiply(A, B, out)
 
     return multiply_switched

@@ -54,7 +54,7 @@ class OneDNN(Strategy):
             if switch is None:
                 P = linear(A, B.t(), None, "none", [], "")
             else:
-                with switch():
+                with switch:
                     P = linear(A, B.t(), None, "none", [], "")
             return combine(alpha, P, beta, C, out, A.dtype, fused=False)
 

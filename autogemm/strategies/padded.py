@@ -99,7 +99,7 @@ class Padded(Strategy):
             if switch is None:
                 torch.addmm(first, a, b, beta=scale, alpha=alpha, out=result)
             else:
-                with switch():
+                with switch:
                     torch.addmm(first, a, b, beta=scale, alpha=alpha, out=result)
             if not result_needs:
                 return result

@@ -19,6 +19,8 @@ from autogemm.strategies.guarded import GuardedPass
 _SMALLEST = 2.0**-126
 _LARGEST = (2 - 2.0**-10) * 2.0**127
 
+_TF32 = precision.fp32_compute("cuda", "tf32")
+
 
 class TF32(GuardedPass):
     """cuBLAS's TF32 product under a guard for subnormal and near-overflow elements.
@@ -59,7 +61,7 @@ class TF32(GuardedPass):
         return bool(params["pad"])
 
     def multiply(self, A: torch.Tensor, B: torch.Tensor, P: torch.Tensor) -> None:
-        with precision.fp32_compute("cuda", "tf32"):
+        with _TF32:
             torch.mm(A, B, out=P)
 
 
