@@ -82,10 +82,10 @@ def gemm(
             beta = float(beta)
         # The whole cost of a warm call beyond torch's own is this tuple and one look-up.
         key = (
-            A.shape, A.stride(), A.dtype, A.device, B.shape, B.stride(), B.dtype, B.device,
+            A.shape, A.stride(), A.dtype, A.is_cpu, B.shape, B.stride(), B.dtype, B.is_cpu,
             alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision,
-            None if C is None else (C.shape, C.stride(), C.dtype, C.device),
-            None if out is None else (C is out, out.shape, out.stride(), out.dtype, out.device),
+            None if C is None else (C.shape, C.stride(), C.dtype, C.is_cpu),
+            None if out is None else (C is out, out.shape, out.stride(), out.dtype, out.is_cpu),
             (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
             and _grad_enabled(),
             _cuda_facts(A, B, C, out) if _cuda_is_built and A.is_cuda else _cpu_state(),
@@ -229,7 +229,7 @@ def _cold(
         run = _plan(A, B, beta, C, precision, out).bind(device_of(A.device))
         if C is not None and beta == 0:
             run = _without_c(run)
-    if by_number and key is not None:
+    if by_number and key is not None and run is not _scale:
         if len(_warm) >= _MAX_WARM_CALLS:
             _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
         _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
@@ -294,6 +294,10 @@ def _cuda_facts(
 ) -> Hashable:
     return (
         precisions.raw_cuda_state(A.dtype),
+        A.get_device(),
+        B.get_device(),
+        None if C is None else C.get_device(),
+        None if out is None else out.get_device(),
         A.data_ptr() & 15,
         B.data_ptr() & 15,
         0 if out is None else out.data_ptr() & 15,

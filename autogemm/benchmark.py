@@ -17,7 +17,7 @@ import torch
 from autogemm import api
 from autogemm.database import Entry
 from autogemm.database.lookup import SWITCH_MARGIN
-from autogemm.database.prediction import NEAR, Model, device_us
+from autogemm.database.prediction import NEAR, Model, admits, device_us
 from autogemm.device import Device
 from autogemm.measure import Workbench, in_turns, ratio
 from autogemm.precision import Tolerance
@@ -226,10 +226,9 @@ def _regret(entry: Entry, others: Model, level: str, mode: str) -> Iterator[Regr
     times: dict[Candidate, float] = {}
     for row in entry.measured:
         us = others.eager_us(row, problem.dtype) if mode == "eager" else device_us(row)
-        bound = BY_NAME[row.candidate.strategy].bound(problem, row.candidate.kwargs)
         if us is None or row.status not in ("ok", "slow"):
             continue
-        if tolerance.admits(bound, problem.dtype, problem.k):
+        if admits(row.candidate, problem, tolerance):
             times[row.candidate] = us
     if base not in times:
         return

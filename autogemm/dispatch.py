@@ -153,8 +153,8 @@ def _nothing_serves(problem: Problem, tolerance: Tolerance, device: Device) -> s
     if best is not None:
         lines.append(
             f"The tightest budget that {str(problem.dtype).split('.')[-1]} can promise at "
-            f"k = {problem.k} is {_rounded_up(best):.2g}. Ask for that, use a level ('highest' promises "
-            "float32 accuracy), or use float64."
+            f"k = {problem.k} is {_rounded_up(best):.2g}. Ask for that, use a level ('highest' "
+            "promises float32 accuracy), or use float64."
         )
     return "\n".join(lines)
 

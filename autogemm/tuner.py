@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from autogemm.device import Device, clocks, software_versions
 from autogemm.errors import DatabaseError
 from autogemm.journal import open_storage
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
-from autogemm.precision import ErrorBound, Tolerance
+from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
 from autogemm.workloads import Workload, levels_of
@@ -88,6 +88,8 @@ class Order:
     """``time.time()`` after which nothing new is started."""
     again: bool = False
     """Measure anew what the table already holds."""
+    since: float = field(default_factory=time.time)
+    """``time.time()`` of the order: with ``again``, trials begun before it do not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,7 @@ def tune(
     with open_storage(order.storage, device) as storage, writer:
         for done, workload in enumerate(order.workloads):
             problem = workload.problem
-            levels = tuple(level for level in levels_of(problem) if level in order.levels)
+            levels = _levels(problem, order.levels)
             candidates = candidates_for(problem, device, levels)
             space = space_digest(problem, device)
             entry = known.get(_key(problem))
@@ -178,7 +180,7 @@ def tune(
                 )
 
             if order.again:
-                search.forget()
+                search.forget(before=order.since)
             over = _over(order, stop)
             with open_bench(problem) as bench:
                 rows = search.measure_all(bench, tell, over)
@@ -193,7 +195,7 @@ def tune(
                 environment=environment.id,
                 date=date.today().isoformat(),
                 choices=_with_old_levels(previous, environment.id, choices),
-                measured=tuple(rows),
+                measured=_with_old_rows(previous, environment.id, rows),
                 space=space,
             )
             writer.add(entry)
@@ -257,10 +259,12 @@ class _Search:
             study_name=self._name, storage=self._storage, load_if_exists=True
         )
 
-    def forget(self) -> None:
-        """Start over: what was measured before does not count."""
-        optuna.delete_study(study_name=self._name, storage=self._storage)
-        self._study = self._open()
+    def forget(self, before: float) -> None:
+        """Start over, unless that was done since ``before``: a run may go on in a new process."""
+        begun = [trial.datetime_start for trial in self._study.get_trials(deepcopy=False)]
+        if any(start is not None and start.timestamp() < before for start in begun):
+            optuna.delete_study(study_name=self._name, storage=self._storage)
+            self._study = self._open()
 
     def measure_all(
         self, bench: Bench, tell: Callable[[Measured], None], over: Callable[[], bool]
@@ -291,9 +295,7 @@ class _Search:
             ),
             default=math.inf,
         )
-        self._study.enqueue_trial({"candidate": name})
-        trial = self._study.ask()
-        trial.suggest_categorical("candidate", sorted(self._candidates))
+        trial = self._ask_for(name)
         # If the process dies here the trial stays RUNNING, which the next run notices.
         row = bench.judge(candidate, bound, lambda us: us > SCREEN_RATIO * incumbent)
         trial.set_user_attr("row", _to_json(row))
@@ -305,6 +307,16 @@ class _Search:
             state = TrialState.FAIL if row.status == "failed" else TrialState.PRUNED
             self._study.tell(trial, state=state)
         return row
+
+    def _ask_for(self, name: str) -> optuna.Trial:
+        """A running trial of this candidate."""
+        self._study.enqueue_trial({"candidate": name})
+        while True:
+            trial = self._study.ask()
+            if trial.suggest_categorical("candidate", sorted(self._candidates)) == name:
+                return trial
+            # A run that was killed between the two steps above left its trial in the queue.
+            self._study.tell(trial, state=TrialState.PRUNED)
 
     def _recorded(self) -> dict[str, Measured]:
         """What earlier runs measured; a candidate that twice took its process along has failed."""
@@ -361,7 +373,7 @@ def finals(
         entrants.update(
             {c: None for c in previous if c in by_candidate and by_candidate[c].status == "ok"}
         )
-        entrants = {c: None for c in entrants if c in by_candidate}
+        entrants = {c: None for c in entrants if c in by_candidate and _runs(by_candidate[c])}
         rough = [time_of(by_candidate[c], "graph") or 0.0 for c in entrants]
         if mode == "eager" and has_graphs and min(rough, default=0.0) > EAGER_EQUALS_GRAPH_US:
             continue
@@ -433,6 +445,10 @@ def _waits(row: Measured) -> bool:
         and row.eager_us is not None
         and row.eager_us > HOST_BOUND * row.graph_us
     )
+
+
+def _runs(row: Measured) -> bool:
+    return row.status not in ("failed", "unsupported")
 
 
 def _able(problem: Problem, level: str, rows: Sequence[Measured]) -> list[Measured]:
@@ -521,6 +537,26 @@ def _with_old_levels(
     if previous is None or previous.environment != environment:
         return choices
     return {**{level: dict(modes) for level, modes in previous.choices.items()}, **choices}
+
+
+def _with_old_rows(
+    previous: Entry | None, environment: str, rows: Sequence[Measured]
+) -> tuple[Measured, ...]:
+    """New rows, beside those of candidates that only levels of earlier runs needed."""
+    if previous is None or previous.environment != environment:
+        return tuple(rows)
+    new = {row.candidate for row in rows}
+    return (*rows, *(row for row in previous.measured if row.candidate not in new))
+
+
+def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The problem's own levels that serve the wanted ones: a type may not tell some apart."""
+    own = levels_of(problem)
+    served = {
+        max((level for level in own if LEVELS.index(level) <= LEVELS.index(word)), key=LEVELS.index)
+        for word in wanted
+    }
+    return tuple(level for level in own if level in served)
 
 
 def _to_json(row: Measured) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
-from autogemm.database.prediction import NEAR, Model
+from autogemm.database.prediction import NEAR, Model, admits
 from autogemm.database.reading import read_table
 from autogemm.device import Device, software_versions
 from autogemm.errors import DatabaseError, DatabaseWarning
@@ -105,14 +105,12 @@ class Evidence:
         best = times.get(chosen)
         result = []
         for row in found[0].measured:
-            strategy = BY_NAME.get(row.candidate.strategy)
-            if row.candidate == chosen or strategy is None:
+            if row.candidate == chosen:
                 continue
             if row.status in ("unsupported", "inaccurate", "failed"):
                 result.append((row.candidate, f"{row.status} when measured: {row.note}"))
                 continue
-            bound = strategy.bound(problem, row.candidate.kwargs)
-            if not tolerance.admits(bound, problem.dtype, problem.k):
+            if not admits(row.candidate, problem, tolerance):
                 continue  # dispatch names the bound it exceeds
             us = times[row.candidate]
             if us is not None and best:

@@ -119,7 +119,7 @@ class Model:
             base_logs.append((weight, math.log(base_us * work)))
             for candidate, row in rows.items():
                 us = device_us(row)
-                if us is not None and _admits(candidate, problem, tolerance):
+                if us is not None and admits(candidate, problem, tolerance):
                     ratio_logs[candidate].append((weight, math.log(base_us / us), away))
         if not base_logs:
             return []
@@ -217,10 +217,15 @@ def _mean_and_doubt(points: Sequence[tuple[float, float, float]]) -> tuple[float
     return mean, DOUBT_PER_SPREAD * spread + DOUBT_PER_DISTANCE * nearest
 
 
-def _admits(candidate: Candidate, problem: Problem, tolerance: Tolerance) -> bool:
+def admits(candidate: Candidate, problem: Problem, tolerance: Tolerance) -> bool:
+    """Whether this version knows the candidate of a row, and its bound keeps the promise."""
     strategy = BY_NAME.get(candidate.strategy)
-    return strategy is not None and tolerance.admits(
-        strategy.bound(problem, candidate.kwargs), problem.dtype, problem.k
+    return (
+        strategy is not None
+        and not strategy.wrong_parameters(candidate.kwargs)
+        and tolerance.admits(
+            strategy.bound(problem, candidate.kwargs), problem.dtype, problem.k
+        )
     )
 
 

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from autogemm.kernels.launch import ceil_div, launch
+
 _BLOCK = 1024
 
 
@@ -40,12 +42,15 @@ def axpby(
         P, out = P.t(), out.t()
         C = None if C is None else C.t()
     rows, cols = out.shape
-    block_cols = min(_BLOCK, triton.next_power_of_2(cols))
+    block_cols = min(_BLOCK, 1 << (cols - 1).bit_length())
     block_rows = _BLOCK // block_cols
-    grid = (triton.cdiv(rows, block_rows) * triton.cdiv(cols, block_cols),)
     source = P if C is None else C
-    _axpby_kernel[grid](
-        P, source, out, rows, cols, *P.stride(), *source.stride(), *out.stride(),
-        float(alpha.real), float(beta.real), HAS_C=C is not None, BLOCK_R=block_rows,
-        BLOCK_C=block_cols, num_warps=4,
-    )  # fmt: skip
+    launch(
+        _axpby_kernel,
+        ceil_div(rows, block_rows) * ceil_div(cols, block_cols),
+        (P, source, out),
+        (rows, cols, *P.stride(), *source.stride(), *out.stride()),
+        (float(alpha.real), float(beta.real)),
+        {"HAS_C": C is not None, "BLOCK_R": block_rows, "BLOCK_C": block_cols},
+        num_warps=4,
+    )

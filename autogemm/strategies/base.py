@@ -105,8 +105,11 @@ class Strategy(ABC):
                 reasons.append(f"needs the package {package!r}, which is not installed")
         if problem.needs_grad and not self.differentiable:
             reasons.append("an operand requires grad, and autograd cannot follow it")
-        if reasons:
-            return reasons
+        reasons = reasons or self.wrong_parameters(params)
+        return reasons or self._reasons_not(problem, device, params)
+
+    def wrong_parameters(self, params: Params) -> list[str]:
+        """Why ``bound`` and ``bind`` do not take these parameters; empty means they do."""
         unknown = set(params) - set(self.parameters())
         missing = set(self.parameters()) - set(params)
         if unknown or missing:
@@ -114,10 +117,11 @@ class Strategy(ABC):
                 f"takes the parameters {sorted(self.parameters())}; "
                 f"unknown {sorted(unknown)}, missing {sorted(missing)}"
             ]
-        for key, legal in self.parameters().items():
-            if not legal(params[key]):
-                return [f"does not take {key}={params[key]!r}"]
-        return self._reasons_not(problem, device, params)
+        return [
+            f"does not take {key}={params[key]!r}"
+            for key, legal in self.parameters().items()
+            if not legal(params[key])
+        ]
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         """Its parameters, each with a test of what values are legal."""

@@ -1,4 +1,4 @@
-"""A fast float32 product that holds its bound for every input: stage, multiply, repair.
+"""A fast float32 product that holds its bound for every input: stage, multiply, finish.
 
 Both operands pass once through a kernel that converts, pads and flags them; the library
 multiplies; flagged tiles are recomputed in IEEE arithmetic on the same stream. The bound is
@@ -14,7 +14,6 @@ import torch
 from autogemm.device import Device
 from autogemm.problem import ALIGNMENT_BYTES, Problem
 from autogemm.strategies.base import Params, Run, Strategy
-from autogemm.strategies.combine import combine
 
 
 def aligned_extent(extent: int, itemsize: int) -> int:
@@ -52,8 +51,8 @@ class GuardedPass(Strategy):
         return elements * self.staged_dtype(params).itemsize + 4 * problem.m * problem.n
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
-        from autogemm.kernels.repair import repair
-        from autogemm.kernels.staging import FLAG_BLOCK, Range, stage
+        from autogemm.kernels.finish import finish
+        from autogemm.kernels.staging import FLAG_BLOCK, Range, stage_both
 
         m, n, k = problem.m, problem.n, problem.k
         dtype, copies = self.staged_dtype(params), self.copies(params)
@@ -77,22 +76,19 @@ class GuardedPass(Strategy):
             out: torch.Tensor | None,
         ) -> torch.Tensor:
             flags = torch.zeros(m_blocks + n_blocks, dtype=torch.int32, device=A.device)
-            a_flags, b_flags = flags[:m_blocks], flags[m_blocks:]
-            a = stage(
-                A, rows=m_staged, cols=k_staged, dtype=dtype, flags=a_flags, limits=limits,
+            a, b = stage_both(
+                A, B, m=m_staged, n=n_staged, k=k_staged, dtype=dtype, flags=flags, limits=limits,
                 store=copies,
             )  # fmt: skip
-            b = stage(
-                B, rows=k_staged, cols=n_staged, dtype=dtype, flags=b_flags, flag_rows=False,
-                limits=limits, store=copies,
-            )  # fmt: skip
-            if out is not None and exact_shape and not in_place:
-                P = out
+            if out is None:
+                out = torch.empty(m, n, dtype=torch.float32, device=A.device)
+            if exact_shape and not in_place:
+                P = product = out
             else:
                 P = torch.empty(m_staged, n_staged, dtype=torch.float32, device=A.device)
+                product = P if exact_shape else P[:m, :n]
             self.multiply(a, b, P)
-            P = P[:m, :n]
-            repair(A, B, P, a_flags, b_flags)
-            return combine(alpha, P, beta, C, out, torch.float32, fused=True)
+            finish(alpha, A, B, product, beta, C, out, flags)
+            return out
 
         return run

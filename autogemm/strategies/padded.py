@@ -58,7 +58,7 @@ class Padded(Strategy):
         return (m * k + k * n) * problem.itemsize + m * n * wide
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
-        from autogemm.kernels.staging import stage
+        from autogemm.kernels.staging import stage, stage_both
 
         m, n, k = problem.m, problem.n, problem.k
         size, dtype = problem.itemsize, problem.dtype
@@ -83,8 +83,11 @@ class Padded(Strategy):
             C: torch.Tensor | None,
             out: torch.Tensor | None,
         ) -> torch.Tensor:
-            a = stage(A, rows=m_padded, cols=k_padded, dtype=dtype) if a_needs else A
-            b = stage(B, rows=k_padded, cols=n_padded, dtype=dtype) if b_needs else B
+            if a_needs and b_needs:
+                a, b = stage_both(A, B, m=m_padded, n=n_padded, k=k_padded, dtype=dtype)
+            else:
+                a = stage(A, rows=m_padded, cols=k_padded, dtype=dtype) if a_needs else A
+                b = stage(B, rows=k_padded, cols=n_padded, dtype=dtype) if b_needs else B
             if fused:
                 P = product(a, b, None)[:m, :n]
                 return combine(alpha, P, beta, C, out, dtype, fused=True)
