@@ -294,10 +294,11 @@ def summary(results: Sequence[Result]) -> list[str]:
         groups.setdefault(key, []).append(result)
     for (dtype, level, mode), group in groups.items():
         large = [r.ratio for r in group if r.problem.flops > 1e9]
+        above = f" ({geomean(large):.3f} over the {len(large)} above 1e9 flop)" if large else ""
         lines.append(
             f"{dtype:9} {level:8} {mode:6} {len(group):4} problems: geomean "
-            f"{geomean(r.ratio for r in group):.3f} x addmm ({geomean(large):.3f} above 1e9 flop, "
-            f"{len(large)}), worst {min(r.ratio for r in group):.3f}"
+            f"{geomean(r.ratio for r in group):.3f} x addmm{above}, "
+            f"worst {min(r.ratio for r in group):.3f}"
         )
     noise = sorted(abs(r.aa - 1) for r in results)
     losers = [r for r in results if r.ratio < 0.98 and r.mode != "call"]

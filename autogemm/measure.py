@@ -87,8 +87,8 @@ class Workbench:
         beta = 0.0 if operands.C is None else BETA
         return run(ALPHA, operands.A, operands.B, beta, operands.C, operands.out)
 
-    def error(self, run: Run, bound: ErrorBound) -> tuple[float, bool]:
-        """R on random and hostile data, and whether ``bound`` held (``accuracy.worst_ratio``)."""
+    def error(self, run: Run, bound: ErrorBound) -> tuple[float, str]:
+        """R on random and hostile data, and what it exceeds (``accuracy.worst_ratio``)."""
         return worst_ratio(self.samples, run, self.problem, ALPHA, BETA, bound=bound)
 
     def judge(
@@ -103,11 +103,11 @@ class Workbench:
         workspace = strategy.workspace_bytes(self.problem, candidate.kwargs)
         try:
             run = self.bind(candidate)
-            error, held = self.error(run, bound)
-            if not held:
+            error, complaint = self.error(run, bound)
+            if complaint:
                 return Measured(
                     candidate=candidate, status="inaccurate", error=error,
-                    note=f"R = {error:.4g} exceeds its declared bound",
+                    note=complaint,
                     workspace_bytes=workspace,
                 )  # fmt: skip
             graph = self.graph(run) if self.device.has_cuda else None

@@ -41,12 +41,13 @@ def accumulation_roundoff(dtype: torch.dtype) -> float:
 def underflow(dtype: torch.dtype, k: int) -> float:
     """What underflow may add to an error: every operation rounds to a multiple of ``tiny``.
 
-    That is (k + 2)·tiny of the accumulator's type, and once the result's own smallest
-    subnormal where it is larger (16-bit types).
+    That is (k + 2)·tiny of the accumulator's type, (2k + 3)·tiny for complex types, and once
+    the result's own smallest subnormal where it is larger (16-bit types).
     """
     own = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}.get(dtype, 0.0)
     tiny = 2.0**-149 if accumulation_roundoff(dtype) > 2.0**-30 else 5e-324
-    return (k + 2) * tiny + own
+    roundings = 2 * k + 3 if dtype.is_complex else k + 2
+    return roundings * tiny + own
 
 
 def growth(dtype: torch.dtype, k: int) -> float:

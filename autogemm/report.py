@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from autogemm.database import Entry
+from autogemm.precision import LEVELS
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -41,6 +42,30 @@ def tuning_table(entries: Iterable[Entry]) -> str:
                     )
                 )
     return text_table(("problem", "level", "mode", "choice", "us", "x addmm", "R"), rows)
+
+
+def markdown_table(entries: Iterable[Entry], levels: Sequence[str] = LEVELS) -> str:
+    """The choices that beat the baseline by graph time (eager on a CPU), as Markdown."""
+    lines = [
+        "| problem | level | addmm, µs | chosen | µs | times faster | R |",
+        "|---|---|--:|---|--:|--:|--:|",
+    ]
+    for entry in entries:
+        errors = {row.candidate: row.error for row in entry.measured}
+        for level, by_mode in entry.choices.items():
+            choice = by_mode.get("graph") or next(iter(by_mode.values()))
+            if choice.ratio > 1 and level in levels:
+                error = errors.get(choice.candidate)
+                lines.append(
+                    f"| {entry.problem} | {level} | {_plain(choice.baseline_us)} "
+                    f"| `{choice.candidate}` | {_plain(choice.us)} | {choice.ratio:.2f} "
+                    f"| {'' if error is None else _plain(error)} |"
+                )
+    return "\n".join(lines)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def geomean(values: Iterable[float]) -> float:

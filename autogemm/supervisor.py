@@ -40,7 +40,6 @@ def supervise(
     report: Callable[[Progress | Restarted], None],
     *,
     silence_s: float = 180.0,
-    interrupted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Tune ``order`` on ``device`` (a torch device's name) in a worker process.
 
@@ -53,18 +52,32 @@ def supervise(
         ours, theirs = context.Pipe()
         stop = context.Event()
         worker = context.Process(target=_work, args=(order, device, theirs, stop), daemon=True)
-        worker.start()
+        _start(worker)
         theirs.close()
         result, heard = _listen(ours, worker, stop, report, silence_s)
         if isinstance(result, Outcome):
             worker.join(10)
             return result
+        if stop.is_set():  # it was asked to end, so nothing takes its place
+            raise KeyboardInterrupt
         if isinstance(result, BaseException):
             raise TuningFailed(str(result)) from result
         fruitless = 0 if heard else fruitless + 1
         if fruitless >= _RESTARTS_WITHOUT_PROGRESS:
             raise TuningFailed(f"{fruitless} workers in turn got nowhere; the last one {result}")
         report(Restarted(result))
+
+
+def _start(worker: Any) -> None:
+    """Start a worker that Ctrl-C, which a terminal sends to all, does not reach while it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
+        worker.start()
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
+    try:
+        worker.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _listen(

@@ -32,6 +32,7 @@ from autogemm.database import (
     table_path,
 )
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
+from autogemm.database.prediction import HOST_MARGIN
 from autogemm.device import Device, clocks, software_versions
 from autogemm.errors import DatabaseError
 from autogemm.journal import open_storage
@@ -49,8 +50,6 @@ SCREEN_RATIO = 1.3
 """A candidate this much slower than one at least as accurate is timed no further."""
 HOST_BOUND = 1.1
 """Eager time over graph time above which a candidate waits for the host."""
-HOST_MARGIN = 1.25
-"""A host-bound candidate must win by this much: another host may be slower than this one."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -139,7 +138,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     environment = Environment(versions=software_versions(device.type), clocks=clocks_of(device))
     path = table_path(order.directory, device)
-    old = _entries(path)
+    old = _entries(path, device)
     known = {} if order.again else old
     entries: list[Entry] = []
     writer = _Writer(path, device, environment)
@@ -195,7 +194,7 @@ def tune(
                 environment=environment.id,
                 date=date.today().isoformat(),
                 choices=_with_old_levels(previous, environment.id, choices),
-                measured=_with_old_rows(previous, environment.id, rows),
+                measured=_with_old_rows(previous, environment.id, space, rows),
                 space=space,
             )
             writer.add(entry)
@@ -508,14 +507,23 @@ def _over(order: Order, stop: Callable[[], bool]) -> Callable[[], bool]:
     return lambda: stop() or time.time() > order.deadline
 
 
-def _entries(path: Path) -> dict[Any, Entry]:
-    """The table's entries; none where it is missing or damaged (merging keeps a copy)."""
+def _entries(path: Path, device: Device) -> dict[Any, Entry]:
+    """The table's entries; none where it is missing or damaged (merging keeps a copy).
+
+    Raises ``DatabaseError`` where it is another device's, before anything is measured.
+    """
     if not path.exists():
         return {}
     try:
-        return dict(read_table(path)[0].entries)
+        table = read_table(path)[0]
     except DatabaseError:
         return {}
+    if table.device != device:
+        raise DatabaseError(
+            f"{path}: holds the results of {table.device}, not of {device}; name another "
+            "directory with --db."
+        )
+    return dict(table.entries)
 
 
 def _key(problem: Problem) -> Any:
@@ -540,10 +548,10 @@ def _with_old_levels(
 
 
 def _with_old_rows(
-    previous: Entry | None, environment: str, rows: Sequence[Measured]
+    previous: Entry | None, environment: str, space: str, rows: Sequence[Measured]
 ) -> tuple[Measured, ...]:
     """New rows, beside those of candidates that only levels of earlier runs needed."""
-    if previous is None or previous.environment != environment:
+    if previous is None or (previous.environment, previous.space) != (environment, space):
         return tuple(rows)
     new = {row.candidate for row in rows}
     return (*rows, *(row for row in previous.measured if row.candidate not in new))

@@ -205,7 +205,7 @@ def read_shapes(path: Path, device_type: str) -> list[Workload]:
     else:
         try:
             rows = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
             raise InvalidProblem(f"{path}: is not YAML: {error}") from None
     if not isinstance(rows, list) or not rows:
         raise InvalidProblem(
@@ -235,7 +235,7 @@ def _workload(row: Any, where: str, device_type: str) -> Workload:
 
 def _integer(given: Mapping[str, Any], key: str, where: str) -> int:
     value = given.get(key)
-    if isinstance(value, str) and value.strip().isdigit():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         found = "nothing" if value is None else repr(value)

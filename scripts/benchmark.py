@@ -53,7 +53,13 @@ def main() -> int:
     options = parse()
     if options.overhead:
         return show_overhead()
-    where = torch.device(options.device) if options.device else default_device()
+    try:
+        where = torch.device(options.device) if options.device else default_device()
+        if not options.regret:
+            torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:
+        print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     try:
         # Leave-one-out needs no hardware: with --db it scores another machine's table too.
         if options.regret and options.db and options.db.suffix == ".yaml":

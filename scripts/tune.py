@@ -75,7 +75,12 @@ def main() -> int:
     try:
         workloads = []
         if options.shapes:
-            workloads += read_shapes(options.shapes, where.type)
+            # What takes most of the program's time first, should the budget run out.
+            workloads += sorted(
+                read_shapes(options.shapes, where.type),
+                key=lambda w: w.count * w.problem.flops,
+                reverse=True,
+            )
         if options.preset or not options.shapes:
             workloads += preset(options.preset or "quick", where.type)
         directory = options.db or write_directory()

@@ -17,7 +17,6 @@ from autogemm.problem import (
     DTYPE_NAMES,
     DTYPES,
     LAYOUTS,
-    Problem,
     _layout,
     as_scalar,
     check_operands,
@@ -466,35 +465,11 @@ def test_a_problem_is_immutable_and_says_what_it_is() -> None:
     with pytest.raises(FrozenInstanceError):
         problem.m = 7  # type: ignore[misc]
     assert str(problem) == ("float32 2x3x5 (row-unaligned x col-unaligned -> row-unaligned, bias)")
-    assert problem.klass == (
-        "cuda", "float32", "row-unaligned", "col-unaligned", "row-unaligned", "bias",
-    )  # fmt: skip
     assert {problem: 1}[replace(problem)] == 1
-
-
-def test_the_class_tells_everything_but_the_sizes_apart() -> None:
-    base = contiguous_problem(16, 16, 16, torch.float32)
-    assert replace(base, m=32, n=48, k=64).klass == base.klass
-    for change in (
-        {"dtype": torch.float64},
-        {"a": "col"},
-        {"b": "col"},
-        {"out": "col"},
-        {"update": "none"},
-        {"device_type": "cpu"},
-    ):
-        assert replace(base, **change).klass != base.klass
 
 
 def test_dtype_names_and_dtypes_are_inverse() -> None:
     assert {DTYPES[name]: name for name in DTYPES} == DTYPE_NAMES
-
-
-# --------------------------------------------------------------------------------- distance
-
-
-def sizes(m: int, n: int, k: int) -> Problem:
-    return contiguous_problem(m, n, k, torch.float32)
 
 
 # ----------------------------------------------------------------------- views and overlap

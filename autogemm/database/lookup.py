@@ -203,10 +203,14 @@ def time_of(row: Measured, mode: str) -> float | None:
 def _ranked(
     entry: Entry, tolerance: Tolerance, mode: str, margin: float
 ) -> list[tuple[Candidate, float]]:
-    """Candidates of an exact entry that a budget admits and that beat the baseline."""
+    """Candidates of an exact entry, fastest first; dispatch drops those the budget forbids.
+
+    Only those that beat the baseline, unless the baseline itself cannot meet the budget.
+    """
     rows = {row.candidate: row for row in entry.measured if row.status == "ok"}
     times = {candidate: time_of(row, mode) for candidate, row in rows.items()}
-    base_us = times.get(baseline(entry.problem, tolerance.level))
+    base = baseline(entry.problem, tolerance.level)
+    base_us = times.get(base)
     if base_us is None:
         return []
     ratios = [
@@ -214,11 +218,9 @@ def _ranked(
         for candidate, us in times.items()
         if us is not None and candidate.strategy in BY_NAME
     ]
-    return sorted(
-        ((candidate, ratio) for candidate, ratio in ratios if ratio >= margin),
-        key=lambda item: item[1],
-        reverse=True,
-    )
+    if admits(base, entry.problem, tolerance):
+        ratios = [(candidate, ratio) for candidate, ratio in ratios if ratio >= margin]
+    return sorted(ratios, key=lambda item: item[1], reverse=True)
 
 
 # -------------------------------------------------------------------------------- loading

@@ -35,14 +35,16 @@ COVERAGE = 0.6
 """The share of the neighbours' weight that must have measured a candidate."""
 DOUBT_PER_SPREAD = 1.0
 DOUBT_PER_DISTANCE = 0.17
-HOST_DOUBT = 1.7
-"""How much dearer a candidate's host cost is taken to be than the baseline's."""
+HOST_DOUBT = 1.35
+"""How much dearer a candidate's host cost is taken to be than its median."""
 MARGIN = 1.03
 """A predicted win below this is left to the baseline."""
+HOST_MARGIN = 1.25
+"""The same for a candidate that waits for the host: another host may be slower."""
 
 # Steps between problems that differ in more than size, in the unit of one doubling.
 _STEP_DTYPE = 2.5
-_STEP_UPDATE = 0.5
+_STEP_UPDATE = 2.0
 _STEP_ORDER = 0.5
 _STEP_ALIGNMENT = 0.7
 _STEP_ANY_ALIGNMENT = 3.0
@@ -136,10 +138,11 @@ class Model:
                 host = HOST_DOUBT * self._host_us(candidate, problem.dtype)
                 score = before / max(base_us / math.exp(mean - doubt), host)
                 us = max(base_us / math.exp(mean), host)
+                needed = max(margin, HOST_MARGIN) if us == host else margin
             else:
-                before = base_us
+                before, needed = base_us, margin
                 score, us = math.exp(mean - doubt), base_us / math.exp(mean)
-            if score > margin:
+            if score > needed:
                 scored.append((score, -BY_NAME[candidate.strategy].rank, candidate, us, before))
         scored.sort(key=lambda item: item[:2], reverse=True)
         return [

@@ -32,17 +32,24 @@ def launch(
     *,
     num_warps: int,
 ) -> None:
-    """Run ``kernel`` on ``blocks`` programs of a one-dimensional grid, on the current stream.
+    """Run ``kernel`` on ``blocks`` programs of a one-dimensional grid, on the tensors' device.
+
+    It joins that device's current stream.
 
     Its parameters must stand in this order: tensors, integers, floats, ``constants`` (its
     constexprs, in the mapping's order).
     """
+    device = tensors[0].get_device()
+    if device >= 0 and device != torch.cuda.current_device():
+        with torch.cuda.device(device):  # Triton launches on the current one
+            launch(kernel, blocks, tensors, integers, floats, constants, num_warps=num_warps)
+        return
     key = (
         kernel,
         integers,
         tuple(constants.values()),
         tuple([(x.dtype, x.data_ptr() & 15) for x in tensors]),
-        tensors[0].get_device(),
+        device,
     )
     found = _compiled.get(key)
     if found is not None:

@@ -48,7 +48,7 @@ class Half(GuardedPass):
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # Both operands round by at most v/(1+v), v the unit roundoff, so that a product is
-        # off by less than 2v - v^2; the rounding of alpha, beta and their sum fits below 2v.
+        # off by about 2v - v^2; the rounding of alpha, beta and their sum fits below 2v.
         v = precision.unit_roundoff(self.staged_dtype(params))
         rho = 2 * v / precision.accumulation_roundoff(problem.dtype)
         return ErrorBound(rho, precision.growth(problem.dtype, problem.k))

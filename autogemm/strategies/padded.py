@@ -1,7 +1,7 @@
 """Odd sizes brought to the 16-byte alignment that fast kernels need, and back.
 
 cuBLAS runs 16-bit products whose k, n or leading dimensions are not multiples of 16 bytes
-at 15-20 % of the speed of their aligned neighbours (H200, cuBLAS 13.0), and an aligned stride
+at 15-20 % of the speed of their aligned neighbours (H200, cuBLAS 13.1), and an aligned stride
 alone does not help: the extents themselves must be padded.
 """
 

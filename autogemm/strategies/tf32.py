@@ -13,7 +13,7 @@ from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, one_of
 from autogemm.strategies.guarded import GuardedPass
 
-# Measured on an H200 (torch 2.11, cuBLAS 13.0), square, skinny, long-k, odd and transposed
+# Measured on an H200 (torch 2.11, cuBLAS 13.1), square, skinny, long-k, odd and transposed
 # shapes: cuBLAS rounds operands to the nearest TF32 number, keeps TF32 subnormals (multiples
 # of 2^-136) and turns magnitudes that round to 2^128 into inf.
 _SMALLEST = 2.0**-126
@@ -47,8 +47,8 @@ class TF32(GuardedPass):
         return [{"pad": False}, {"pad": True}]
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
-        # Each operand rounds by at most v/(1+v), v = 2^-11, so a product by less than
-        # 2^-10 - 2^-22: 4u of room below 2^14·u for alpha, beta and their sum.
+        # Each operand rounds by at most v/(1+v), v = 2^-11, so a product by about
+        # 2v - v^2 = 2^-10 - 2^-22: 4u of room below 2^14·u for alpha, beta and their sum.
         return ErrorBound(2.0**14, precision.growth(problem.dtype, problem.k))
 
     def staged_dtype(self, params: Params) -> torch.dtype:

@@ -1,0 +1,251 @@
+"""Tuning as a user runs it: real processes that are killed, interrupted, crashed and hung."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import autogemm
+from autogemm.database import Table, read_table
+
+ROOT = Path(autogemm.__file__).parents[1]
+PATIENCE_S = 60.0
+
+# The shapes are tiny; it is their number that gives an interruption something to interrupt.
+SHAPES = "".join(f"- {{m: {m}, n: 8, k: 16, dtype: float32}}\n" for m in range(1, 9))
+FEW = "- {m: 4, n: 8, k: 16, dtype: float64}\n- {m: 5, n: 8, k: 300, dtype: float32}\n"
+
+
+class Machine:
+    """One directory with shapes, trials and a table; runs ``scripts/tune.py`` on them."""
+
+    def __init__(self, folder: Path, shapes: str) -> None:
+        self.folder = folder
+        self.journal = folder / "trials.journal"
+        (folder / "shapes.yaml").write_text(shapes)
+
+    def start(self, *options: str, **environment: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable, str(ROOT / "scripts" / "tune.py"), "--device", "cpu",
+            "--shapes", str(self.folder / "shapes.yaml"), "--db", str(self.folder / "tables"),
+            "--storage", str(self.journal), *options,
+        ]  # fmt: skip
+        # One thread: two would wait for each other wherever something else runs too.
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.Popen(
+            command, env=settings, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *options: str, **environment: str) -> tuple[int, str, str]:
+        """Run to the end; while a killed run's worker still holds the trials, try again."""
+        patience = time.monotonic() + PATIENCE_S
+        while True:
+            process = self.start(*options, **environment)
+            out, err = process.communicate(timeout=PATIENCE_S)
+            if "another tuner is running" not in err or time.monotonic() > patience:
+                return process.returncode, out, err
+            time.sleep(0.1)
+
+    def rows(self) -> list[str]:
+        """Problem and candidate of every measurement in the journal."""
+        studies: list[str] = []
+        trials: list[int] = []
+        names: dict[int, str] = {}
+        done = []
+        lines = self.journal.read_text().splitlines(keepends=True) if self.journal.exists() else []
+        for line in lines:
+            if not line.endswith("\n"):
+                break
+            entry = json.loads(line)
+            if "study_name" in entry and entry["study_name"] not in studies:
+                studies.append(entry["study_name"])
+            if "system_attrs" in entry:
+                trials.append(entry["study_id"])
+            if "param_value_internal" in entry:
+                choices = json.loads(entry["distribution"])["attributes"]["choices"]
+                names[entry["trial_id"]] = choices[int(entry["param_value_internal"])]
+            if "row" in entry.get("user_attr", {}):
+                trial = entry["trial_id"]
+                done.append(f"{studies[trials[trial]]} | {names[trial]}")
+        return done
+
+    def wait_for_rows(self, count: int, process: subprocess.Popen[str]) -> None:
+        patience = time.monotonic() + PATIENCE_S
+        while len(self.rows()) < count:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < patience, "nothing was measured"
+            time.sleep(0.01)
+
+    def table(self) -> Table:
+        (path,) = (self.folder / "tables").glob("*.yaml")
+        table, problems = read_table(path)
+        assert problems == []
+        return table
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, SHAPES)
+
+
+def test_a_run_fills_the_table_and_another_one_finds_nothing_to_do(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, FEW)
+    code, out, err = machine.run()
+    assert code == 0, err
+    assert "tuning" in out
+    assert "2 problems (0 tuned before)" in out
+    assert "x addmm" in out
+    table = machine.table()
+    assert {e.problem.m: set(e.choices) for e in table.entries.values()} == {
+        4: {"highest"},
+        5: {"highest", "high", "medium"},
+    }
+    assert table.device.units == 1
+    assert len(machine.rows()) == sum(len(e.measured) for e in table.entries.values())
+    before, measured = table.path.read_bytes(), machine.rows()  # type: ignore[union-attr]
+    code, out, err = machine.run()
+    assert code == 0, err
+    assert "2 problems (2 tuned before), 0 candidates timed" in out
+    assert table.path.read_bytes() == before  # type: ignore[union-attr]
+    assert machine.rows() == measured
+
+
+def test_kill_9_in_the_middle_loses_nothing_that_was_measured(machine: Machine) -> None:
+    process = machine.start()
+    machine.wait_for_rows(7, process)
+    process.kill()
+    process.wait()
+    code, out, err = machine.run()
+    assert code == 0, err
+    table = machine.table()
+    assert len(table.entries) == 8
+    counts = Counter(machine.rows())
+    assert set(counts.values()) == {1}, "something was measured twice"
+    assert len(counts) == sum(len(e.measured) for e in table.entries.values())
+    assert "candidates timed" in out
+    process.communicate()
+
+
+def test_a_killed_worker_is_replaced_and_the_run_goes_on(machine: Machine) -> None:
+    process = machine.start()
+    machine.wait_for_rows(3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        process.communicate()
+        pytest.skip("this system does not list a process's children")
+    # The newest is the worker; before it stands multiprocessing's resource tracker.
+    worker = max(map(int, children.read_text().split()))
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    assert "the tuning process died with exit code -9; going on in a new one" in out + err
+    assert len(machine.table().entries) == 8
+    assert max(Counter(machine.rows()).values()) == 1
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C as a terminal sends it, to the whole group; what the run then says."""
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode in (0, 130), err
+    assert "Traceback" not in err, err
+    assert "run the same command again to go on" in out + err
+    return out + err
+
+
+def test_ctrl_c_ends_a_run_in_order_and_the_next_one_goes_on(machine: Machine) -> None:
+    process = machine.start()
+    machine.wait_for_rows(5, process)
+    interrupt(process)
+    before = machine.rows()
+    code, _, err = machine.run()
+    assert code == 0, err
+    assert len(machine.table().entries) == 8
+    after = machine.rows()
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    assert max(Counter(after).values()) == 1
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.4])
+def test_ctrl_c_while_the_worker_starts_is_not_lost(machine: Machine, delay_s: float) -> None:
+    process = machine.start()
+    assert process.stdout is not None
+    process.stdout.readline()  # "tuning …", flushed as the worker is started
+    time.sleep(delay_s)
+    interrupt(process)
+    assert len(set(machine.rows())) < 8 * 3
+
+
+def test_a_candidate_that_crashes_or_hangs_its_process_is_recorded_and_the_run_ends(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path, "- {m: 4, n: 8, k: 16, dtype: float64}\n")
+    # Runs at the start of every Python process whose path holds it.
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+            import os, sys
+            if "--multiprocessing-fork" in sys.argv or "spawn_main" in " ".join(sys.orig_argv):
+                import autogemm.measure as measure
+                judge = measure.Workbench.judge
+                def fatal(self, candidate, *rest):
+                    if candidate.strategy == "matmul_axpby":
+                        os._exit(9)
+                    return judge(self, candidate, *rest)
+                measure.Workbench.judge = fatal
+        """)
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    code, out, err = machine.run("--again", PYTHONPATH=path)
+    assert code == 0, err
+    assert (out + err).count("died with exit code 9") == 2
+    (entry,) = machine.table().entries.values()
+    rows = {row.candidate.strategy: row for row in entry.measured}
+    assert rows["matmul_axpby"].status == "failed"
+    assert "died or hung twice" in rows["matmul_axpby"].note
+    assert rows["addmm"].status == "ok"
+    assert entry.choices["highest"]["eager"].candidate.strategy == "addmm"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--shapes", "/nowhere/shapes.yaml"], 1, "/nowhere/shapes.yaml: cannot be read"),
+        (["--device", "cuda:99"], 2, "--device cuda:99"),
+        (["--device", "abacus"], 2, "--device abacus"),
+        (["--budget", "0"], 2, "--budget is 0.0; expected a positive number"),
+        (["--db", __file__], 2, "a file; expected a directory"),
+        (["--preset", "everything"], 2, "invalid choice: 'everything'"),
+        (["--precision", "best"], 2, "invalid choice: 'best'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_wrong_command_line_is_told_and_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tune.py", "--device", "cpu", *options])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    main = runpy.run_path(str(ROOT / "scripts" / "tune.py"))["main"]
+    main.__globals__["supervise"] = None
+    try:
+        told = main()
+    except SystemExit as end:
+        told = end.code
+    assert told == code
+    assert words in capsys.readouterr().err

@@ -1,0 +1,883 @@
+"""The tuner's decisions on recorded measurements, its memory, and the real bench on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from invented import AXPBY, BF16, CPU, FULL, GPU, TF32
+
+from autogemm import strategies, tuner
+from autogemm.accuracy import sample_references, worst_ratio
+from autogemm.database import Choice, Entry, Measured, read_table, table_path
+from autogemm.device import device_of
+from autogemm.errors import DatabaseError, DatabaseWarning
+from autogemm.journal import open_storage
+from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio
+from autogemm.precision import ErrorBound
+from autogemm.problem import Problem, contiguous_problem
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, Run
+from autogemm.strategies.addmm import Addmm
+from autogemm.tuner import Order, Outcome, Progress, candidates_for, choose, tune
+from autogemm.workloads import Workload
+
+CUBE = contiguous_problem(512, 512, 512, torch.float32)
+SPLIT = Candidate.of("ksplit", form="batched", chunks=2)
+IN_TURN = Candidate.of("ksplit", form="sequential", chunks=2)
+HALF = Candidate.of("half", dtype="float16")
+LEVELS = ("highest", "high", "medium")
+
+Facts = Mapping[Candidate, float | str]
+
+
+class Recording:
+    """A bench that replays: a time in µs for each candidate, or what became of it.
+
+    Rounds carry a little noise, the same for all candidates of a round, as clocks do.
+    """
+
+    def __init__(self, facts: Facts, default: float = 200.0) -> None:
+        self.facts = facts
+        self.default = default
+        self.judged: list[Candidate] = []
+        self.screens: dict[Candidate, bool] = {}
+        self.finals: list[tuple[str, tuple[Candidate, ...]]] = []
+        self.opened: list[Problem] = []
+        self.deadly: set[Candidate] = set()
+
+    @contextmanager
+    def open(self, problem: Problem) -> Iterator[Recording]:
+        self.opened.append(problem)
+        yield self
+
+    def us(self, candidate: Candidate) -> float:
+        fact = self.facts.get(candidate, self.default)
+        return self.default if isinstance(fact, str) else fact
+
+    def judge(
+        self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
+    ) -> Measured:
+        self.judged.append(candidate)
+        if candidate in self.deadly:
+            raise SystemExit("a crash")  # passes by every handler of errors, as a crash would
+        fact = self.facts.get(candidate, self.default)
+        if isinstance(fact, str):
+            error = 1e9 if fact == "inaccurate" else None
+            return Measured(candidate=candidate, status=fact, error=error, note="as recorded")
+        slow = self.screens[candidate] = screen(fact)
+        return Measured(
+            candidate=candidate,
+            status="slow" if slow else "ok",
+            graph_us=fact,
+            eager_us=None if slow else fact,
+            error=0.5 * bound.total,
+        )
+
+    def compare(
+        self, candidates: Sequence[Candidate], mode: str, rounds: int
+    ) -> dict[Candidate, list[float]]:
+        self.finals.append((mode, tuple(candidates)))
+        noise = [random.Random(i).uniform(1.0, 1.02) for i in range(rounds)]
+        return {c: [self.us(c) * x for x in noise] for c in candidates}
+
+
+@pytest.fixture(autouse=True)
+def _no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "clocks_of", lambda device: {})
+
+
+def order(tmp_path: Path, *problems: Problem, **facts: object) -> Order:
+    given = {"directory": tmp_path / "tables", "storage": str(tmp_path / "trials.journal")}
+    workloads = tuple(Workload(problem) for problem in problems or (CUBE,))
+    return Order(workloads=workloads, **{**given, **facts})  # type: ignore[arg-type]
+
+
+def run(
+    tmp_path: Path,
+    facts: Facts | Recording,
+    *problems: Problem,
+    stop: Callable[[], bool] = lambda: False,
+    report: Callable[[Progress], None] = lambda progress: None,
+    **options: object,
+) -> tuple[Outcome, Recording]:
+    bench = facts if isinstance(facts, Recording) else Recording(facts)
+    return tune(order(tmp_path, *problems, **options), GPU, bench.open, report, stop), bench
+
+
+def only(outcome: Outcome) -> Entry:
+    (entry,) = outcome.entries
+    return entry
+
+
+def chosen(entry: Entry, level: str = "highest", mode: str = "graph") -> Candidate:
+    return entry.choices[level][mode].candidate
+
+
+def statuses(entry: Entry) -> dict[Candidate, str]:
+    return {row.candidate: row.status for row in entry.measured}
+
+
+# --------------------------------------------------------------------------- what is chosen
+
+
+def test_the_fastest_admissible_candidate_wins_each_level(tmp_path: Path) -> None:
+    facts = {FULL: 100.0, AXPBY: 90.0, SPLIT: 80.0, TF32: 40.0, BF16: 20.0}
+    outcome, bench = run(tmp_path, facts)
+    entry = only(outcome)
+    assert chosen(entry, "highest") == SPLIT
+    assert chosen(entry, "high") == TF32
+    assert chosen(entry, "medium") == BF16
+    choice = entry.choices["high"]["graph"]
+    assert choice.ratio == pytest.approx(2.5)
+    assert choice.low <= choice.ratio <= choice.high
+    assert choice.baseline_us / choice.us == pytest.approx(2.5)
+    assert choice.rounds == tuner.ROUNDS
+    assert choice.runner_up == SPLIT
+    assert choice.runner_up_ratio == pytest.approx(1.25)
+    assert set(bench.judged) == set(candidates_for(CUBE, GPU, LEVELS))
+    assert statuses(entry).keys() == set(bench.judged)
+
+
+def test_graph_and_eager_times_choose_each_for_itself(tmp_path: Path) -> None:
+    class Launchy(Recording):
+        def compare(
+            self, candidates: Sequence[Candidate], mode: str, rounds: int
+        ) -> dict[Candidate, list[float]]:
+            device = {c: self.us(c) for c in candidates}
+            host = 80.0 if mode == "eager" else 0.0
+            self.facts = {c: max(us, host) for c, us in device.items()}
+            times = super().compare(candidates, mode, rounds)
+            self.facts = device
+            return times
+
+    entry = only(run(tmp_path, Launchy({FULL: 100.0, AXPBY: 50.0, TF32: 20.0}))[0])
+    assert chosen(entry, "highest", "graph") == AXPBY
+    assert chosen(entry, "high", "graph") == TF32
+    assert chosen(entry, "high", "eager") == AXPBY  # as fast as TF32 there, and simpler
+    assert entry.choices["high"]["eager"].us == pytest.approx(80.0, rel=0.03)
+    assert entry.choices["high"]["graph"].us == pytest.approx(20.0, rel=0.03)
+
+
+def test_where_calls_are_long_eager_time_is_graph_time_and_not_measured(tmp_path: Path) -> None:
+    outcome, bench = run(tmp_path, Recording({FULL: 3000.0, AXPBY: 2900.0}, default=5000.0))
+    assert [mode for mode, _ in bench.finals] == ["graph"]
+    assert list(only(outcome).choices["highest"]) == ["graph"]
+
+
+@pytest.mark.parametrize(
+    ("us", "wins"), [(97.0, True), (98.5, False), (100.0, False), (101.0, False), (150.0, False)]
+)
+def test_the_baseline_stays_unless_it_loses_by_two_percent(
+    tmp_path: Path, us: float, wins: bool
+) -> None:
+    entry = only(run(tmp_path, {FULL: 100.0, AXPBY: us})[0])
+    assert chosen(entry) == (AXPBY if wins else FULL)
+    if not wins:
+        assert entry.choices["highest"]["graph"].ratio == pytest.approx(1.0)
+
+
+def test_the_baseline_stays_where_the_interval_reaches_one() -> None:
+    draw = random.Random(5)
+    base = [100.0] * 20
+    noisy = [100.0 / draw.choice([0.8, 1.3]) for _ in range(20)]
+    noisy[:11] = [100.0 / 1.3] * 11  # the median says 1.3, seven rounds say 0.8
+    noisy[11:18] = [100.0 / 0.8] * 7
+    result = ratio(base, noisy)
+    assert result.median > 1.2
+    assert result.low < 1 < result.high
+    choice = choose({FULL: base, AXPBY: noisy}, FULL)
+    assert choice is not None
+    assert choice.candidate == FULL
+    assert choice.runner_up == AXPBY
+
+
+def test_ties_go_to_the_simplest_strategy(tmp_path: Path) -> None:
+    entry = only(run(tmp_path, {FULL: 100.0, TF32: 50.0, HALF: 49.8, SPLIT: 50.2})[0])
+    assert chosen(entry, "high") == SPLIT
+    entry = only(run(tmp_path / "2", {FULL: 100.0, TF32: 50.0, HALF: 49.8, SPLIT: 52.0})[0])
+    assert chosen(entry, "high") == TF32
+    entry = only(run(tmp_path / "3", {FULL: 100.0, TF32: 50.0, HALF: 48.0})[0])
+    assert chosen(entry, "high") == HALF
+
+
+@pytest.mark.parametrize("status", ["inaccurate", "failed", "unsupported"])
+def test_what_was_not_measured_well_is_recorded_and_never_chosen(
+    tmp_path: Path, status: str
+) -> None:
+    outcome, bench = run(tmp_path, {FULL: 100.0, AXPBY: 70.0, TF32: status, SPLIT: status})
+    entry = only(outcome)
+    for level in LEVELS:
+        assert chosen(entry, level) == AXPBY
+    assert statuses(entry)[TF32] == statuses(entry)[SPLIT] == status
+    assert all(TF32 not in entrants for _, entrants in bench.finals)
+    path = table_path(tmp_path / "tables", GPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table, problems = read_table(path)
+    assert problems == []
+    rows = {row.candidate: row for row in next(iter(table.entries.values())).measured}
+    assert rows[TF32].status == status
+    assert rows[TF32].note == "as recorded"
+
+
+def test_a_baseline_that_fails_leaves_no_choice_and_ends_no_run(tmp_path: Path) -> None:
+    other = replace(CUBE, m=256)
+    bench = Recording({FULL: "failed", AXPBY: 50.0})
+    outcome, _ = run(tmp_path, bench, CUBE, other)
+    assert len(outcome.entries) == 2
+    assert outcome.entries[0].choices == {}
+    assert all(FULL not in entrants for _, entrants in bench.finals)
+
+
+# --------------------------------------------------------------------------------- screening
+
+
+def test_screening_is_against_candidates_at_least_as_accurate(tmp_path: Path) -> None:
+    """A slow accurate candidate is timed in full although a fast sloppy one is known."""
+
+    bench = Recording({FULL: 100.0, AXPBY: 120.0, IN_TURN: 125.0, TF32: 20.0, BF16: 60.0})
+    entry = only(run(tmp_path, bench)[0])
+    bounds = {c: BY_NAME[c.strategy].bound(CUBE, c.kwargs).total for c in bench.judged}
+    for i, candidate in enumerate(bench.judged):
+        us = bench.us(candidate)
+        rivals = [
+            bench.us(c)
+            for c in bench.judged[:i]
+            if bounds[c] <= bounds[candidate] and not bench.screens[c]
+        ]
+        expected = us > tuner.SCREEN_RATIO * min(rivals, default=math.inf)
+        assert bench.screens[candidate] == expected, str(candidate)
+    assert statuses(entry)[AXPBY] == "ok"  # not 6 times slower than TF32, which is no rival
+    assert bench.judged[0] == FULL
+    slow = {c for c, status in statuses(entry).items() if status == "slow"}
+    assert slow
+    assert all(c not in entrants for c in slow for _, entrants in bench.finals)
+
+
+def test_the_first_candidate_is_never_screened(tmp_path: Path) -> None:
+    bench = run(tmp_path, {FULL: 1e6})[1]
+    assert bench.screens[FULL] is False
+
+
+# ------------------------------------------------------------------- stopping and going on
+
+
+def stopper(count: int) -> tuple[Callable[[Progress], None], Callable[[], bool]]:
+    """A report and a stop that end a run after ``count`` candidates."""
+    seen: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        if progress.measured is not None:
+            seen.append(progress)
+
+    return report, lambda: len(seen) >= count
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, count: int) -> None:
+    facts = {FULL: 100.0, AXPBY: 90.0, TF32: 30.0}
+    report, stop = stopper(count)
+    first, before = run(tmp_path, facts, report=report, stop=stop)
+    assert (len(before.judged), first.measured) == (count, count)
+    assert (first.entries, first.unfinished) == ((), 1)
+    assert not table_path(tmp_path / "tables", GPU).exists()
+    second, after = run(tmp_path, facts)
+    everything = candidates_for(CUBE, GPU, LEVELS)
+    assert len(before.judged) + len(after.judged) == len(everything)
+    assert set(before.judged) | set(after.judged) == set(everything)
+    assert second.unfinished == 0
+    straight, _ = run(tmp_path / "straight", facts)
+    assert only(second).choices == only(straight).choices
+    assert set(only(second).measured) == set(only(straight).measured)
+
+
+def test_a_second_run_measures_nothing_and_changes_no_byte(tmp_path: Path) -> None:
+    problems = (CUBE, replace(CUBE, m=256), contiguous_problem(64, 64, 64, torch.float64))
+    first, _ = run(tmp_path, {FULL: 100.0, TF32: 30.0}, *problems)
+    path = table_path(tmp_path / "tables", GPU)
+    before = path.read_bytes()
+    seen: list[Progress] = []
+    second, bench = run(tmp_path, {}, *problems, report=seen.append)
+    assert (bench.judged, bench.finals, bench.opened) == ([], [], [])
+    assert (second.reused, second.measured, second.unfinished) == (3, 0, 0)
+    assert path.read_bytes() == before
+    assert [p.done for p in seen] == [1, 2, 3]
+    assert all(p.reused and p.entry is not None for p in seen)
+    assert [e.key for e in second.entries] == [e.key for e in first.entries]
+
+
+def test_again_measures_anew(tmp_path: Path) -> None:
+    run(tmp_path, {FULL: 100.0, AXPBY: 50.0})
+    outcome, bench = run(tmp_path, {FULL: 100.0, AXPBY: 200.0, TF32: 10.0}, again=True)
+    assert set(bench.judged) == set(candidates_for(CUBE, GPU, LEVELS))
+    assert outcome.reused == 0
+    assert chosen(only(outcome)) == FULL
+    assert chosen(only(outcome), "high") == TF32
+    table, _ = read_table(table_path(tmp_path / "tables", GPU))
+    assert chosen(next(iter(table.entries.values()))) == FULL
+
+
+def test_the_old_choice_takes_part_in_the_finals_again(tmp_path: Path) -> None:
+    run(tmp_path, {FULL: 100.0, IN_TURN: 50.0})
+    facts = {FULL: 100.0, AXPBY: 101.0, SPLIT: 102.0, IN_TURN: 110.0}
+    bench = run(tmp_path, Recording(facts, default=103.0), again=True)[1]
+    for _, entrants in bench.finals:
+        assert IN_TURN in entrants
+        assert FULL in entrants
+
+
+def test_a_run_told_to_measure_again_that_dies_goes_on_and_does_not_start_over(
+    tmp_path: Path,
+) -> None:
+    """Its replacement has the same order; a candidate that always crashes must not loop."""
+    run(tmp_path, {FULL: 100.0})
+    again = order(tmp_path, again=True)
+    bench = Recording({FULL: 100.0, AXPBY: 50.0})
+    bench.deadly = {TF32}
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            tune(again, GPU, bench.open)
+    entry = only(tune(again, GPU, bench.open))
+    assert statuses(entry)[TF32] == "failed"
+    counts = {c: bench.judged.count(c) for c in bench.judged}
+    assert counts.pop(TF32) == 2
+    assert set(counts.values()) == {1}
+
+
+def test_a_new_kind_of_candidate_is_reason_to_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = tuple(s for s in STRATEGIES if s.name != "ksplit")
+    monkeypatch.setattr(tuner, "STRATEGIES", without)
+    assert not any(c.strategy == "ksplit" for c in run(tmp_path, {FULL: 100.0})[1].judged)
+    monkeypatch.setattr(tuner, "STRATEGIES", STRATEGIES)
+    outcome, bench = run(tmp_path, {FULL: 100.0, SPLIT: 50.0})
+    assert outcome.reused == 0
+    assert set(bench.judged) == set(candidates_for(CUBE, GPU, LEVELS))
+    assert chosen(only(outcome)) == SPLIT
+
+
+def test_other_software_is_reason_to_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = only(run(tmp_path, {FULL: 100.0, AXPBY: 50.0})[0])
+    versions = {**tuner.software_versions("cuda"), "torch": "99.0"}
+    monkeypatch.setattr(tuner, "software_versions", lambda device_type: versions)
+    outcome, bench = run(tmp_path, {FULL: 100.0, AXPBY: 200.0})
+    assert set(bench.judged) == set(candidates_for(CUBE, GPU, LEVELS))
+    new = only(outcome)
+    assert new.environment != old.environment
+    assert chosen(new) == FULL
+    table, problems = read_table(table_path(tmp_path / "tables", GPU))
+    assert problems == []
+    assert list(table.environments) == [new.environment]
+
+
+def test_a_candidate_that_takes_its_process_along_is_tried_twice_and_then_has_failed(
+    tmp_path: Path,
+) -> None:
+    bench = Recording({FULL: 100.0, AXPBY: 50.0})
+    bench.deadly = {TF32}
+    for deaths in (1, 2):
+        with pytest.raises(SystemExit):
+            run(tmp_path, bench)
+        assert bench.judged.count(TF32) == deaths
+    outcome, _ = run(tmp_path, bench)
+    assert bench.judged.count(TF32) == 2
+    entry = only(outcome)
+    row = next(r for r in entry.measured if r.candidate == TF32)
+    assert row.status == "failed"
+    assert "died or hung twice" in row.note
+    assert chosen(entry, "high") == AXPBY
+    others = [c for c in bench.judged if c != TF32]
+    assert len(others) == len(set(others)), "something was measured twice"
+
+
+def test_a_candidate_that_dies_once_and_then_runs_is_judged_by_that(tmp_path: Path) -> None:
+    bench = Recording({FULL: 100.0, TF32: 20.0})
+    bench.deadly = {TF32}
+    with pytest.raises(SystemExit):
+        run(tmp_path, bench)
+    bench.deadly = set()
+    assert chosen(only(run(tmp_path, bench)[0]), "high") == TF32
+
+
+def test_finished_problems_are_in_the_table_when_a_later_one_kills_the_run(
+    tmp_path: Path,
+) -> None:
+    other = replace(CUBE, m=256)
+
+    class Mortal(Recording):
+        def judge(self, *args: object) -> Measured:
+            if self.opened[-1] == other:
+                raise SystemExit("a crash")
+            return super().judge(*args)  # type: ignore[arg-type]
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, Mortal({FULL: 100.0}), CUBE, other)
+    table, _ = read_table(table_path(tmp_path / "tables", GPU))
+    assert [entry.problem for entry in table.entries.values()] == [CUBE]
+
+
+def test_a_trial_that_a_kill_left_in_the_queue_is_not_taken_for_another(tmp_path: Path) -> None:
+    """Between queueing a trial and starting it a run may be killed; the next one starts it."""
+    report, stop = stopper(1)
+    run(tmp_path, {FULL: 100.0}, report=report, stop=stop)
+    with open_storage(str(tmp_path / "trials.journal"), GPU) as storage:
+        (name,) = optuna.get_all_study_names(storage)
+        study = optuna.load_study(study_name=name, storage=storage)
+        study.enqueue_trial({"candidate": str(TF32)})
+    facts: dict[Candidate, float | str] = {
+        c: 1000.0 + i for i, c in enumerate(candidates_for(CUBE, GPU, LEVELS))
+    }
+    report, stop = stopper(2)
+    run(tmp_path, facts, report=report, stop=stop)
+    entry = only(run(tmp_path, facts)[0])
+    for row in entry.measured:
+        if row.candidate != FULL:
+            assert row.graph_us is not None
+            assert row.graph_us == pytest.approx(facts[row.candidate], rel=0.03)
+    assert len(entry.measured) == len(facts)
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code": 6, "worker', b"\x00\x00\x00", b"{"])
+def test_a_torn_last_line_of_the_journal_is_cut_off(tmp_path: Path, torn: bytes) -> None:
+    report, stop = stopper(3)
+    before = run(tmp_path, {FULL: 100.0}, report=report, stop=stop)[1]
+    journal = tmp_path / "trials.journal"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + torn)
+    outcome, after = run(tmp_path, {FULL: 100.0})
+    assert outcome.unfinished == 0
+    assert not set(before.judged) & set(after.judged)
+    assert journal.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_second_tuner_on_the_same_trials_is_told(tmp_path: Path) -> None:
+    with open_storage(str(tmp_path / "trials.journal"), GPU):
+        with pytest.raises(DatabaseError, match=r"another tuner is running .*--storage PATH"):
+            run(tmp_path, {FULL: 100.0})
+        run(tmp_path, {FULL: 100.0}, storage=str(tmp_path / "others.journal"))
+    assert run(tmp_path, {FULL: 100.0})[0].reused == 1
+
+
+def test_a_journal_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatabaseError, match=r"cannot keep trials there .*--storage"):
+        run(tmp_path, {FULL: 100.0}, storage=str(tmp_path / "file" / "trials.journal"))
+
+
+def test_trials_may_be_kept_under_a_url_or_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for storage in (f"sqlite:///{tmp_path}/trials.db", "trials.journal"):
+        report, stop = stopper(2)
+        folder = tmp_path / storage[:3]
+        before = run(folder, {FULL: 1.0}, report=report, stop=stop, storage=storage)[1]
+        after = run(folder, {FULL: 1.0}, storage=storage)[1]
+        assert not set(before.judged) & set(after.judged)
+        assert (tmp_path / f"trials.{'db' if '://' in storage else 'journal'}").exists()
+
+
+def test_the_trials_can_be_read_with_optuna(tmp_path: Path) -> None:
+    run(tmp_path, {FULL: 100.0, TF32: "inaccurate", BF16: "failed", SPLIT: 300.0})
+    with open_storage(str(tmp_path / "trials.journal"), GPU) as storage:
+        (name,) = optuna.get_all_study_names(storage)
+        study = optuna.load_study(study_name=name, storage=storage)
+    assert "example-gpu" in name
+    assert "float32 512x512x512" in name
+    states = {t.params["candidate"]: t.state.name for t in study.trials}
+    assert states[str(FULL)] == "COMPLETE"
+    assert states[str(TF32)] == states[str(SPLIT)] == "PRUNED"
+    assert states[str(BF16)] == "FAIL"
+    assert study.best_trial.value == pytest.approx(math.log(100.0))
+
+
+# ------------------------------------------------------------------- deadlines, levels, order
+
+
+def test_nothing_is_started_after_the_deadline(tmp_path: Path) -> None:
+    problems = (CUBE, replace(CUBE, m=256))
+    outcome, bench = run(tmp_path, {FULL: 100.0}, *problems, deadline=time.time() - 1)
+    assert (bench.judged, bench.finals) == ([], [])
+    assert (outcome.entries, outcome.unfinished) == ((), 2)
+    run(tmp_path, {FULL: 100.0}, CUBE)
+    outcome, bench = run(tmp_path, {FULL: 100.0}, *problems, deadline=time.time() - 1)
+    assert (outcome.reused, outcome.unfinished, bench.judged) == (1, 1, [])
+
+
+def test_a_deadline_reached_on_the_way_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(tuner.time, "time", lambda: now[0])
+
+    class Slow(Recording):
+        def judge(self, *args: object) -> Measured:
+            now[0] += 10.0
+            return super().judge(*args)  # type: ignore[arg-type]
+
+    first = run(tmp_path, Slow({FULL: 100.0}), deadline=35.0)[1]
+    assert len(first.judged) == 4
+    outcome, rest = run(tmp_path, Slow({FULL: 100.0}))
+    assert not set(first.judged) & set(rest.judged)
+    assert outcome.unfinished == 0
+
+
+def test_a_level_tuned_later_joins_those_tuned_before(tmp_path: Path) -> None:
+    facts = {FULL: 100.0, AXPBY: 90.0, TF32: 40.0, BF16: 20.0}
+    run(tmp_path, facts, levels=("high",))
+    outcome, bench = run(tmp_path, facts, levels=("highest",))
+    assert TF32 not in bench.judged
+    entry = only(outcome)
+    assert set(entry.choices) == {"highest", "high"}
+    assert chosen(entry, "highest") == AXPBY
+    assert chosen(entry, "high") == TF32
+    assert {TF32, AXPBY, FULL} <= set(statuses(entry)), "evidence of the other level is lost"
+    table, problems = read_table(table_path(tmp_path / "tables", GPU))
+    assert problems == []
+    assert set(next(iter(table.entries.values())).choices) == {"highest", "high"}
+    again, bench = run(tmp_path, facts, levels=("high", "highest"))
+    assert (again.reused, bench.judged) == (1, [])
+    full, _ = run(tmp_path, facts)
+    assert set(only(full).choices) == set(LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted", "levels"),
+    [
+        (torch.float64, ("high",), {"highest"}),
+        (torch.complex64, LEVELS, {"highest"}),
+        (torch.bfloat16, ("medium",), {"high"}),
+        (torch.bfloat16, ("highest", "medium"), {"highest", "high"}),
+        (torch.float32, ("high",), {"high"}),
+    ],
+)
+def test_a_level_a_type_does_not_tell_apart_is_tuned_as_the_one_that_serves_it(
+    tmp_path: Path, dtype: torch.dtype, wanted: tuple[str, ...], levels: set[str]
+) -> None:
+    problem = contiguous_problem(512, 512, 512, dtype)
+    outcome, bench = run(tmp_path, {FULL: 100.0}, problem, levels=wanted)
+    assert set(only(outcome).choices) == levels
+    assert bench.judged
+    assert run(tmp_path, {}, problem, levels=wanted)[0].reused == 1
+
+
+def test_progress_tells_every_step(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    other = replace(CUBE, m=256)
+    run(tmp_path, {FULL: 100.0, TF32: "failed"}, CUBE, other, report=seen.append)
+    count = len(candidates_for(CUBE, GPU, LEVELS))
+    first = [p for p in seen if p.problem == CUBE]
+    assert [p.measured is not None for p in first] == [True] * count + [False]
+    assert [p.done for p in first] == [0] * count + [1]
+    assert first[-1].entry is not None
+    assert {p.total for p in seen} == {2}
+    assert {p.candidates for p in first} == {count}
+    assert seen[-1].done == 2
+
+
+def test_a_damaged_table_is_kept_aside_and_tuning_goes_on(tmp_path: Path) -> None:
+    path = table_path(tmp_path / "tables", GPU)
+    path.parent.mkdir()
+    path.write_text("no table\n")
+    with pytest.warns(DatabaseWarning, match="kept-1"):
+        outcome, _ = run(tmp_path, {FULL: 100.0})
+    assert outcome.unfinished == 0
+    assert path.with_name(path.name + ".kept-1").read_text() == "no table\n"
+    assert len(read_table(path)[0].entries) == 1
+
+
+# ------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("sigma", [0.003, 0.02, 0.06, 0.2])
+@pytest.mark.parametrize("drift", [0.0, 0.3])
+def test_the_baseline_against_itself_rarely_finds_a_winner(sigma: float, drift: float) -> None:
+    """At most 5 % of 400 problems, whatever the noise, and though clocks drift."""
+    draw = random.Random(f"{sigma} {drift}")
+    winners = 0
+    for problem in range(400):
+        calls = iter(range(10_000))
+
+        def timer(calls: Iterator[int] = calls) -> float:
+            return 100.0 * (1 + drift * next(calls) / 40) * draw.lognormvariate(0.0, sigma)
+
+        times = in_turns({FULL: timer, AXPBY: timer}, tuner.ROUNDS, seed=problem)
+        choice = choose(times, FULL)
+        assert choice is not None
+        winners += choice.candidate != FULL
+    assert winners <= 20
+
+
+def test_a_real_win_is_found_in_the_same_noise() -> None:
+    draw = random.Random(7)
+    found = 0
+    for problem in range(100):
+        timers = {
+            c: lambda us=us: us * draw.lognormvariate(0.0, 0.02)  # type: ignore[misc]
+            for c, us in ((FULL, 100.0), (AXPBY, 90.0))
+        }
+        choice = choose(in_turns(timers, tuner.ROUNDS, seed=problem), FULL)
+        assert choice is not None
+        found += choice.candidate == AXPBY
+    assert found >= 99
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
+    draw = random.Random(11)
+    held = 0
+    for _ in range(1000):
+        base, other = ([draw.lognormvariate(0.0, 0.05) for _ in range(20)] for _ in range(2))
+        result = ratio(base, other)
+        assert result.low <= result.median <= result.high
+        held += result.low <= 1.0 <= result.high
+    assert 930 <= held <= 985
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 5, 20, 21])
+def test_a_ratio_of_few_rounds_is_wide_and_not_an_error(rounds: int) -> None:
+    result = ratio([2.0 + i for i in range(rounds)], [1.0] * rounds)
+    assert result.low <= result.median <= result.high
+    if rounds <= 5:
+        assert (result.low, result.high) == (2.0, 1.0 + rounds)
+
+
+def test_turns_are_shuffled_anew_every_round_and_repeat_with_the_seed() -> None:
+    def play(seed: int) -> tuple[dict[Candidate, list[float]], list[list[Candidate]]]:
+        calls: list[Candidate] = []
+
+        def timer(c: Candidate) -> Callable[[], float]:
+            return lambda: calls.append(c) or float(len(calls))  # type: ignore[func-returns-value]
+
+        names = [Candidate.of(word) for word in "abcd"]
+        times = in_turns({c: timer(c) for c in names}, 30, seed)
+        return times, [calls[i : i + 4] for i in range(0, 120, 4)]
+
+    times, rounds = play(1)
+    assert all(len(t) == 30 for t in times.values())
+    assert all(len(set(one)) == 4 for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 5
+    assert play(1) == (times, rounds)
+    assert play(2)[1] != rounds
+
+
+def test_without_the_baseline_there_is_no_choice() -> None:
+    assert choose({AXPBY: [1.0] * 20}, FULL) is None
+    alone = choose({FULL: [1.0] * 20}, FULL)
+    assert alone is not None
+    assert (alone.candidate, alone.runner_up, alone.ratio) == (FULL, None, 1.0)
+
+
+# --------------------------------------------------------------------------- the real bench
+
+SMALL = contiguous_problem(16, 12, 40, torch.float32, device_type="cpu")
+
+
+@pytest.mark.parametrize("update", ["none", "add", "bias", "inplace"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+def test_the_bench_judges_every_candidate_of_a_small_problem(
+    dtype: torch.dtype, update: str
+) -> None:
+    device = device_of(CPU)
+    problem = contiguous_problem(16, 12, 40, dtype, update=update, device_type="cpu")
+    with Workbench.open(problem, device, CPU) as bench:
+        for candidate in candidates_for(problem, device, LEVELS):
+            bound = BY_NAME[candidate.strategy].bound(problem, candidate.kwargs)
+            row = bench.judge(candidate, bound, lambda us: False)
+            assert row.status == "ok", row
+            assert row.graph_us is None
+            assert row.eager_us is not None
+            assert row.eager_us > 0
+            assert row.error is not None
+            assert 0 <= row.error <= bound.total
+            slow = bench.judge(candidate, bound, lambda us: True)
+            assert slow.status == "slow"
+            assert slow.eager_us is not None
+        times = bench.compare([FULL, AXPBY], "eager", 3)
+        assert [len(samples) for samples in times.values()] == [3, 3]
+        assert min(min(samples) for samples in times.values()) > 0
+    assert bench.operands == []
+    assert bench.samples == []
+
+
+class Sloppy(Addmm):
+    """Rounds its operands to bfloat16 and claims that nobody will notice."""
+
+    name = "sloppy"
+
+    def parameters(self) -> Mapping[str, Callable[[object], bool]]:
+        return {}
+
+    def space(self, problem: Problem, device: object) -> list[dict[str, object]]:
+        return [{}]
+
+    def _reasons_not(self, problem: Problem, device: object, params: Params) -> list[str]:
+        return []
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        return ErrorBound(4.0, float(problem.k))
+
+    def bind(self, problem: Problem, device: object, params: Params) -> Run:
+        def run(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+            P = A.bfloat16().float() @ B.bfloat16().float()
+            result = alpha * P if C is None else alpha * P + beta * C
+            return result if out is None else out.copy_(result)
+
+        return run
+
+
+class Broken(Sloppy):
+    """Refuses at run time, as a library may; how is up to the test."""
+
+    name = "broken"
+    error: BaseException = RuntimeError("no such kernel\nand a long story")
+
+    def bind(self, problem: Problem, device: object, params: Params) -> Run:
+        def run(*_: object) -> torch.Tensor:
+            raise self.error
+
+        return run
+
+
+class NaN(Sloppy):
+    """Leaves a NaN in the result."""
+
+    name = "nan"
+
+    def bind(self, problem: Problem, device: object, params: Params) -> Run:
+        def run(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+            result = torch.addmm(C, A, B, beta=beta, alpha=alpha)
+            result[-1, -1] = torch.nan
+            return result
+
+        return run
+
+
+@pytest.fixture
+def suspects(monkeypatch: pytest.MonkeyPatch) -> dict[str, Candidate]:
+    """Three strategies nobody should use, in every list of strategies."""
+    bad = (Sloppy(), Broken(), NaN())
+    everyone = (*STRATEGIES, *bad)
+    monkeypatch.setattr(strategies, "STRATEGIES", everyone)
+    monkeypatch.setattr(tuner, "STRATEGIES", everyone)
+    for strategy in bad:
+        monkeypatch.setitem(BY_NAME, strategy.name, strategy)
+    return {strategy.name: Candidate.of(strategy.name) for strategy in bad}
+
+
+def test_the_bench_catches_a_strategy_that_is_less_accurate_than_it_says(
+    suspects: dict[str, Candidate],
+) -> None:
+    with Workbench.open(SMALL, device_of(CPU), CPU) as bench:
+        for name in ("sloppy", "nan"):
+            bound = BY_NAME[name].bound(SMALL, {})
+            row = bench.judge(suspects[name], bound, lambda us: False)
+            assert row.status == "inaccurate"
+            assert row.error is not None
+            assert row.error > bound.total
+            assert "on normal data exceeds" in row.note
+            assert (row.graph_us, row.eager_us) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "note"),
+    [
+        (RuntimeError("no such kernel\nand a story"), "failed", "RuntimeError: no such kernel"),
+        (NotImplementedError("not on Tuesdays"), "unsupported", "NotImplementedError: not on"),
+        (ValueError("x" * 500), "failed", "ValueError: xxx"),
+        (torch.OutOfMemoryError("too large"), "failed", "OutOfMemoryError: too large"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_bench_notes_what_a_candidate_raises(
+    suspects: dict[str, Candidate],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: str,
+    note: str,
+) -> None:
+    monkeypatch.setattr(Broken, "error", error)
+    with Workbench.open(SMALL, device_of(CPU), CPU) as bench:
+        row = bench.judge(suspects["broken"], ErrorBound(4.0, 40.0), lambda us: False)
+    assert row.status == status
+    assert row.note.startswith(note)
+    assert len(row.note) <= 200
+    assert "\n" not in row.note
+
+
+@pytest.mark.parametrize("words", ["CUDA error: an illegal memory access was encountered"])
+def test_a_lost_device_is_not_blamed_on_a_candidate(
+    suspects: dict[str, Candidate], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.setattr(Broken, "error", RuntimeError(words))
+    with Workbench.open(SMALL, device_of(CPU), CPU) as bench, pytest.raises(RuntimeError):
+        bench.judge(suspects["broken"], ErrorBound(4.0, 40.0), lambda us: False)
+
+
+def test_a_real_tuning_run_records_the_impostors_and_chooses_none(
+    tmp_path: Path, suspects: dict[str, Candidate]
+) -> None:
+    device = device_of(CPU)
+    with torch.no_grad():
+        outcome = tune(
+            order(tmp_path, SMALL), device, lambda p: Workbench.open(p, device, CPU)
+        )
+    entry = only(outcome)
+    told = statuses(entry)
+    assert told[suspects["sloppy"]] == told[suspects["nan"]] == "inaccurate"
+    assert told[suspects["broken"]] == "failed"
+    assert set(entry.choices) == set(LEVELS)
+    for level in LEVELS:
+        assert list(entry.choices[level]) == ["eager"]
+        choice: Choice = entry.choices[level]["eager"]
+        assert choice.candidate not in suspects.values()
+        assert choice.us > 0
+    table, _ = read_table(table_path(tmp_path / "tables", device))
+    assert table.device == device
+
+
+def test_the_measured_error_of_a_right_result_is_small_and_of_a_wrong_one_large() -> None:
+    """R by its definition: what is off by a thousand units of u·G shows as a thousand."""
+    problem = replace(SMALL, dtype=torch.float64)
+    samples = sample_references(problem, CPU, ALPHA, BETA)
+    bound = ErrorBound(8.0, float(problem.k))
+
+    def exact(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+        return torch.addmm(C, A, B, alpha=alpha, beta=beta)
+
+    right, complaint = worst_ratio(samples, exact, problem, ALPHA, BETA, bound=bound)
+    assert complaint == ""
+    assert right < 8
+
+    def off(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+        scale = abs(alpha) * (A.abs() @ B.abs()) + abs(beta) * C.abs()
+        return exact(alpha, A, B, beta, C, out) + 1000 * 2.0**-53 * scale
+
+    wrong, complaint = worst_ratio(samples, off, problem, ALPHA, BETA, bound=bound)
+    assert "exceeds" in complaint
+    assert wrong == pytest.approx(1000, rel=0.05)
+
+
+def test_judging_an_update_in_place_leaves_the_samples_whole() -> None:
+    device = device_of(CPU)
+    problem = replace(SMALL, update="inplace")
+    with Workbench.open(problem, device, CPU) as bench:
+        before = [sample.operands.C.clone() for sample in bench.samples]
+        for _ in range(2):
+            row = bench.judge(FULL, ErrorBound(3.0, 40.0), lambda us: False)
+            assert row.status == "ok"
+        for sample, C in zip(bench.samples, before, strict=True):
+            assert torch.equal(sample.operands.C, C)
