@@ -133,6 +133,8 @@ def retime(
             runs: dict[Candidate, Run] = {}
             contests: dict[str, tuple[Candidate, Candidate, Candidate]] = {}
             for level, choices in entry.choices.items():
+                if not choices:
+                    continue
                 choice = (choices.get(mode) or list(choices.values())[-1]).candidate
                 base, name = baseline(problem, level), choice
                 if mode == "call":
@@ -141,6 +143,8 @@ def retime(
                 else:
                     runs[base], runs[name] = bench.bind(base), bench.bind(name)
                 contests[level] = (base, name, choice)
+            if not contests:
+                continue
             timers = {candidate: timer(run) for candidate, run in runs.items()}
             first = next(iter(contests.values()))[0]
             timers[_AGAIN] = timer(runs[first])

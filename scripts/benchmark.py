@@ -21,6 +21,7 @@ from autogemm.database.entries import Entry
 from autogemm.device import Device, clocks, default_device, device_of, software_versions
 from autogemm.errors import AutogemmError, DatabaseError
 from autogemm.report import geomean, text_table
+from autogemm.strategies import BY_NAME
 
 
 def parse() -> argparse.Namespace:
@@ -66,7 +67,7 @@ def main() -> int:
             path = options.db
         else:
             path = find_table(options, device_of(where))
-        table, _ = read_table(path)
+        table, _ = read_table(path, BY_NAME)
     except AutogemmError as error:
         print(error, file=sys.stderr)
         return 1
