@@ -291,6 +291,7 @@ def test_a_device_of_its_own_kind_is_believed_before_a_sibling(tables: Path) -> 
         made = table(entry(CUBE, {"highest": chosen}), device=device)
         write_table(table_path(tables, device), made)
     assert plan(evidence_for(GPU)).candidate == SPLIT
+    assert evidence_for(GPU).sources == (str(table_path(tables, GPU)),)
     assert plan(evidence_for(SIBLING)).candidate == AXPBY
 
 

@@ -42,7 +42,7 @@ MODULES = {
 MODULES["autogemm"] = MODULES.pop("__init__")
 
 
-def imports(module: str, *, lazy: bool = True) -> Iterator[tuple[str, bool]]:
+def imports(module: str) -> Iterator[tuple[str, bool]]:
     """Every name a module imports, in full, and whether a function does it."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     stack: list[tuple[ast.AST, bool]] = [(tree, False)]
@@ -57,8 +57,7 @@ def imports(module: str, *, lazy: bool = True) -> Iterator[tuple[str, bool]]:
                 name = f"{node.module}.{alias.name}"
                 yield (name if short(name) in MODULES else node.module), inside
         deeper = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if lazy or not deeper:
-            stack += [(child, deeper) for child in ast.iter_child_nodes(node)]
+        stack += [(child, deeper) for child in ast.iter_child_nodes(node)]
 
 
 def short(name: str) -> str:

@@ -239,6 +239,21 @@ def test_a_baseline_that_fails_leaves_no_choice_and_ends_no_run(tmp_path: Path) 
     assert all(FULL not in entrants for _, entrants in bench.finals)
 
 
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="such a problem ends every run")
+def test_a_problem_too_large_for_the_memory_ends_no_run(tmp_path: Path) -> None:
+    huge = replace(CUBE, m=2**30)
+
+    class Small(Recording):
+        @contextmanager
+        def open(self, problem: Problem) -> Iterator[Recording]:
+            if problem == huge:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield self
+
+    outcome, _ = run(tmp_path, Small({FULL: 100.0}), huge, CUBE)
+    assert [entry.problem for entry in outcome.entries] == [CUBE]
+
+
 # --------------------------------------------------------------------------------- screening
 
 
@@ -438,7 +453,7 @@ def test_a_trial_that_a_kill_left_in_the_queue_is_not_taken_for_another(tmp_path
         study = optuna.load_study(study_name=name, storage=storage)
         study.enqueue_trial({"candidate": str(TF32)})
     facts: dict[Candidate, float | str] = {
-        c: 1000.0 + i for i, c in enumerate(candidates_for(CUBE, GPU, LEVELS))
+        c: 100.0 * 2**i for i, c in enumerate(candidates_for(CUBE, GPU, LEVELS))
     }
     report, stop = stopper(2)
     run(tmp_path, facts, report=report, stop=stop)
