@@ -58,10 +58,10 @@ def supervise(
         if isinstance(result, Outcome):
             worker.join(10)
             return result
-        if stop.is_set():  # it was asked to end, so nothing takes its place
-            raise KeyboardInterrupt
         if isinstance(result, BaseException):
             raise TuningFailed(str(result)) from result
+        if stop.is_set():  # it was asked to end, so nothing takes its place
+            raise KeyboardInterrupt
         fruitless = 0 if heard else fruitless + 1
         if fruitless >= _RESTARTS_WITHOUT_PROGRESS:
             raise TuningFailed(f"{fruitless} workers in turn got nowhere; the last one {result}")

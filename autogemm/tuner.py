@@ -7,6 +7,7 @@ on with, and a trial that was running then is tried once more. The bench measure
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import torch
 from optuna.trial import TrialState
 
 from autogemm.database import (
@@ -27,6 +29,7 @@ from autogemm.database import (
     Entry,
     Environment,
     Measured,
+    key_of,
     merge_table,
     read_table,
     table_path,
@@ -104,6 +107,8 @@ class Progress:
     entry: Entry | None = None
     """The entry just written; with ``reused`` it was in the table already."""
     reused: bool = False
+    skipped: str = ""
+    """Why the problem was passed over, if it was."""
     candidates: int = 0
     """How many candidates this problem has."""
 
@@ -136,82 +141,133 @@ def tune(
     the table cannot be written.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    environment = Environment(versions=software_versions(device.type), clocks=clocks_of(device))
-    path = table_path(order.directory, device)
-    old = _entries(path, device)
-    known = {} if order.again else old
-    entries: list[Entry] = []
-    writer = _Writer(path, device, environment)
-    counts = {"ok": 0, "slow": 0}
-    reused = 0
-    with open_storage(order.storage, device) as storage, writer:
-        for done, workload in enumerate(order.workloads):
-            problem = workload.problem
-            levels = _levels(problem, order.levels)
-            candidates = candidates_for(problem, device, levels)
-            space = space_digest(problem, device)
-            entry = known.get(_key(problem))
-            fresh = entry is not None and entry.environment == environment.id
-            if fresh and entry is not None and entry.space == space and set(levels) <= set(
-                entry.choices
-            ):
-                reused += 1
-                entries.append(entry)
-                report(
-                    Progress(
-                        problem=problem, done=done + 1, total=len(order.workloads), entry=entry,
-                        reused=True, candidates=len(candidates),
-                    )
-                )
-                continue
-            search = _Search(problem, device, levels, candidates, storage, environment.id, space)
+    run = _Run(order, device, open_bench, report, stop)
+    with open_storage(order.storage, device) as storage, run.writer:
+        for workload in order.workloads:
+            if not run.reuse(workload.problem) and not run.tune(workload.problem, storage):
+                break
+    return run.outcome()
 
-            def tell(
-                row: Measured, done: int = done, problem: Problem = problem,
-                candidates: Sequence[Candidate] = candidates,
-            ) -> None:  # fmt: skip
-                counts["slow" if row.status == "slow" else "ok"] += 1
-                report(
-                    Progress(
-                        problem=problem, done=done, total=len(order.workloads), measured=row,
-                        candidates=len(candidates),
-                    )
-                )
 
-            if order.again:
-                search.forget(before=order.since)
-            over = _over(order, stop)
-            with open_bench(problem) as bench:
-                rows = search.measure_all(bench, tell, over)
-                if rows is None or over():
-                    break
-                previous = old.get(_key(problem))
+class _Run:
+    """One tuning run: what is known already, what has come of it so far."""
+
+    def __init__(
+        self,
+        order: Order,
+        device: Device,
+        open_bench: OpenBench,
+        report: Callable[[Progress], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._order, self._device, self._open_bench = order, device, open_bench
+        self._report = report
+        self._over = lambda: stop() or time.time() > order.deadline
+        versions = software_versions(device.type)
+        self._environment = Environment(versions=versions, clocks=clocks_of(device))
+        path = table_path(order.directory, device)
+        self._old = _entries(path, device)
+        self.writer = _Writer(path, device, self._environment)
+        self._entries: list[Entry] = []
+        self._measured = self._screened = self._reused = self._done = 0
+
+    def reuse(self, problem: Problem) -> bool:
+        """Take the entry that the table has, if nothing it depends on has changed."""
+        entry = self._old.get(key_of(problem))
+        if (
+            entry is None
+            or self._order.again
+            or entry.environment != self._environment.id
+            or entry.space != space_digest(problem, self._device)
+            or not set(_levels(problem, self._order.levels)) <= set(entry.choices)
+        ):
+            return False
+        self._reused += 1
+        self._finish(problem, entry, reused=True)
+        return True
+
+    def tune(self, problem: Problem, storage: optuna.storages.BaseStorage) -> bool:
+        """Measure a problem's candidates and choose; False where time ran out first."""
+        levels = _levels(problem, self._order.levels)
+        candidates = candidates_for(problem, self._device, levels)
+        space = space_digest(problem, self._device)
+        environment = self._environment.id
+        search = _Search(problem, self._device, levels, candidates, storage, environment, space)
+        if self._order.again:
+            search.forget(before=self._order.since)
+        previous = self._old.get(key_of(problem))
+        try:
+            with self._open_bench(problem) as bench:
+                tell = functools.partial(self._tell, problem, len(candidates))
+                rows = search.measure_all(bench, tell, self._over)
+                if rows is None or self._over():
+                    return False
                 choices, rows = finals(
-                    problem, levels, rows, bench, _choices_of(previous), device.has_cuda
+                    problem, levels, rows, bench, _choices_of(previous), self._device.has_cuda
                 )
-            entry = Entry(
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._finish(problem, None, skipped="does not fit into this device's memory")
+            return True
+        entry = Entry(
+            problem=problem,
+            environment=environment,
+            date=date.today().isoformat(),
+            choices=_with_old_levels(previous, environment, choices),
+            measured=_with_old_rows(previous, environment, space, rows),
+            space=space,
+        )
+        self.writer.add(entry)
+        self._finish(problem, entry, candidates=len(candidates))
+        return True
+
+    def outcome(self) -> Outcome:
+        """What has come of the run."""
+        return Outcome(
+            entries=tuple(self._entries),
+            measured=self._measured,
+            screened=self._screened,
+            reused=self._reused,
+            unfinished=len(self._order.workloads) - len(self._entries),
+        )
+
+    def _tell(self, problem: Problem, candidates: int, row: Measured) -> None:
+        self._measured += 1
+        self._screened += row.status == "slow"
+        self._report(
+            Progress(
                 problem=problem,
-                environment=environment.id,
-                date=date.today().isoformat(),
-                choices=_with_old_levels(previous, environment.id, choices),
-                measured=_with_old_rows(previous, environment.id, space, rows),
-                space=space,
+                done=self._done,
+                total=len(self._order.workloads),
+                measured=row,
+                candidates=candidates,
             )
-            writer.add(entry)
-            entries.append(entry)
-            report(
-                Progress(
-                    problem=problem, done=done + 1, total=len(order.workloads), entry=entry,
-                    candidates=len(candidates),
-                )
+        )
+
+    def _finish(
+        self,
+        problem: Problem,
+        entry: Entry | None,
+        *,
+        candidates: int = 0,
+        reused: bool = False,
+        skipped: str = "",
+    ) -> None:
+        self._done += 1
+        if entry is not None:
+            self._entries.append(entry)
+        self._report(
+            Progress(
+                problem=problem,
+                done=self._done,
+                total=len(self._order.workloads),
+                entry=entry,
+                reused=reused,
+                skipped=skipped,
+                candidates=candidates,
             )
-    return Outcome(
-        entries=tuple(entries),
-        measured=counts["ok"] + counts["slow"],
-        screened=counts["slow"],
-        reused=reused,
-        unfinished=len(order.workloads) - len(entries),
-    )
+        )
 
 
 def candidates_for(problem: Problem, device: Device, levels: Sequence[str]) -> list[Candidate]:
@@ -503,8 +559,10 @@ def clocks_of(device: Device) -> dict[str, int]:
     return clocks() if device.has_cuda else {}
 
 
-def _over(order: Order, stop: Callable[[], bool]) -> Callable[[], bool]:
-    return lambda: stop() or time.time() > order.deadline
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory")
+    )
 
 
 def _entries(path: Path, device: Device) -> dict[Any, Entry]:
@@ -524,12 +582,6 @@ def _entries(path: Path, device: Device) -> dict[Any, Entry]:
             "directory with --db."
         )
     return dict(table.entries)
-
-
-def _key(problem: Problem) -> Any:
-    from autogemm.database import key_of
-
-    return key_of(problem)
 
 
 def _choices_of(entry: Entry | None) -> list[Candidate]:

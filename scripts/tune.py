@@ -118,7 +118,9 @@ def show(bar: tqdm, news: Progress | Restarted) -> None:
         bar.write(f"the tuning process {news.reason}; going on in a new one")
         return
     bar.set_description_str(str(news.problem)[:48])
-    if news.entry is not None:
+    if news.skipped:
+        bar.write(f"{news.problem}: {news.skipped}; left out")
+    if news.entry is not None or news.skipped:
         bar.update(news.done - bar.n)
     elif news.measured is not None:
         bar.set_postfix_str(f"{news.measured.candidate}: {news.measured.status}"[:40])

@@ -20,7 +20,7 @@ from autogemm.database import (
 from autogemm.database.lookup import Evidence, Source
 from autogemm.device import Device, device_of, software_versions
 from autogemm.problem import Problem
-from autogemm.strategies import BY_NAME, Candidate, baseline
+from autogemm.strategies import Candidate, baseline
 
 GPU = Device(
     type="cuda",
@@ -118,7 +118,5 @@ def write_for_this_cpu(directory: Path, *entries: Entry, where: Environment | No
 
 def always(candidate: Candidate, problem: Problem) -> Entry:
     """An entry that has ``candidate`` serve the problem at the level its bound allows."""
-    level = "medium" if BY_NAME[candidate.strategy].name == "half" else "highest"
-    if candidate.strategy == "tf32":
-        level = "high"
+    level = {"half": "medium", "tf32": "high"}.get(candidate.strategy, "highest")
     return entry(problem, {level: choice(candidate)})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +18,10 @@ from pathlib import Path
 import pytest
 
 import autogemm
+from autogemm import supervisor
 from autogemm.database import Table, read_table
+from autogemm.supervisor import Restarted, TuningFailed, supervise
+from autogemm.tuner import Order, Outcome
 
 ROOT = Path(autogemm.__file__).parents[1]
 PATIENCE_S = 60.0
@@ -137,17 +142,27 @@ def test_kill_9_in_the_middle_loses_nothing_that_was_measured(machine: Machine) 
     process.communicate()
 
 
+def parent_of(process: Path) -> int | None:
+    try:
+        status = (process / "stat").read_text()
+    except OSError:  # it has ended meanwhile
+        return None
+    return int(status.rpartition(")")[2].split()[1])
+
+
 def test_a_killed_worker_is_replaced_and_the_run_goes_on(machine: Machine) -> None:
     process = machine.start()
     machine.wait_for_rows(3, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
+    workers = [
+        int(command.parent.name)
+        for command in Path("/proc").glob("[0-9]*/cmdline")
+        if parent_of(command.parent) == process.pid and b"spawn_main" in command.read_bytes()
+    ]
+    if not workers:
         process.kill()
         process.communicate()
         pytest.skip("this system does not list a process's children")
-    # The newest is the worker; before it stands multiprocessing's resource tracker.
-    worker = max(map(int, children.read_text().split()))
-    os.kill(worker, signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert "the tuning process died with exit code -9; going on in a new one" in out + err
@@ -217,6 +232,81 @@ def test_a_candidate_that_crashes_or_hangs_its_process_is_recorded_and_the_run_e
     assert "died or hung twice" in rows["matmul_axpby"].note
     assert rows["addmm"].status == "ok"
     assert entry.choices["highest"]["eager"].candidate.strategy == "addmm"
+
+
+# ---------------------------------------------------------------- the supervisor's decisions
+
+ORDER = Order(workloads=(), directory=Path("nowhere"))
+
+
+class Worker:
+    """A worker process that does nothing by itself."""
+
+    exitcode = 3
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def kill(self) -> None:
+        self.done.append("kill")
+
+    def join(self, timeout: float | None = None) -> None:
+        self.done.append("join")
+
+
+def test_a_worker_that_falls_silent_is_killed() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    worker, heard = Worker(), []
+    theirs.send("news")
+    told = supervisor._listen(ours, worker, threading.Event(), heard.append, silence_s=0.3)
+    assert told == ("said nothing for 0 s and was killed", 1)
+    assert heard == ["news"]
+    assert worker.done == ["kill", "join"]
+
+
+def test_a_worker_that_died_is_told_apart_from_one_that_failed_and_one_that_finished() -> None:
+    outcome = Outcome(entries=(), measured=1, screened=0, reused=0, unfinished=0)
+    for message in (outcome, RuntimeError("no table")):
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send(message)
+        told, heard = supervisor._listen(ours, Worker(), threading.Event(), print, 60.0)
+        assert str(told) == str(message)
+        assert heard == 0
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    told, _ = supervisor._listen(ours, Worker(), threading.Event(), print, 60.0)
+    assert told == "died with exit code 3"
+
+
+def play(monkeypatch: pytest.MonkeyPatch, *results: object) -> list[str]:
+    """Run ``supervise`` with workers that end as told; return the restarts it reports."""
+    left = iter(results)
+    told: list[str] = []
+    monkeypatch.setattr(supervisor, "_start", lambda worker: None)
+    monkeypatch.setattr(supervisor, "_listen", lambda *args: next(left))
+
+    def report(news: object) -> None:
+        assert isinstance(news, Restarted)
+        told.append(news.reason)
+
+    supervise(ORDER, "cpu", report)
+    return told
+
+
+def test_workers_that_get_nowhere_are_not_restarted_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TuningFailed, match="4 workers in turn got nowhere; the last one died"):
+        play(monkeypatch, *[("died", 0)] * 5)
+    with pytest.raises(TuningFailed, match="4 workers"):
+        play(monkeypatch, *[("died", 0)] * 3, ("died", 7), *[("died", 0)] * 4)
+
+
+def test_an_error_of_the_worker_ends_the_run_with_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TuningFailed, match="DatabaseError: /x is not writable"):
+        play(monkeypatch, ("died", 1), (RuntimeError("DatabaseError: /x is not writable"), 0))
 
 
 @pytest.mark.parametrize(
