@@ -7,6 +7,7 @@ The path of one call: ``gemm`` looks its facts up in a dictionary of warm calls;
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -22,15 +23,16 @@ from autogemm.device import device_of
 from autogemm.dispatch import Plan
 from autogemm.errors import InvalidProblem
 from autogemm.problem import DTYPE_NAMES
-from autogemm.strategies import Candidate, Run
+from autogemm.strategies import BY_NAME, Candidate, Run
 
 Scalar = complex | float | torch.Tensor
 
 _MAX_WARM_CALLS = 4096
-_warm: dict[Hashable, tuple[Run, tuple[int, int, int, int]]] = {}
+_warm: dict[Hashable, tuple[Run, tuple[int, int, int, int], bool]] = {}
 
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
+_autocast_is_on = torch._C._is_any_autocast_enabled
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)
@@ -83,14 +85,18 @@ def gemm(
         # The whole cost of a warm call beyond torch's own is this tuple and one look-up.
         key = (
             A.shape, A.stride(), A.dtype, A.is_cpu, B.shape, B.stride(), B.dtype, B.is_cpu,
-            alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision,
+            alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision, precision.__class__,
             None if C is None else (C.shape, C.stride(), C.dtype, C.is_cpu),
-            None if out is None else (C is out, out.shape, out.stride(), out.dtype, out.is_cpu),
-            (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
-            and _grad_enabled(),
-            _cuda_facts(A, B, C, out) if _cuda_is_built and A.is_cuda else _cpu_state(),
+            None if out is None else (
+                C is out, out.shape, out.stride(), out.dtype, out.is_cpu, out.requires_grad,
+                _is_watched(A, B, C),
+            ),
+            _autocast_is_on(),
+            _settings(A, B, C, out) if _cuda_is_built else _cpu_state(),
         )  # fmt: skip
-        run, spans = _warm[key]
+        run, spans, is_torchs_own = _warm[key]
+        if not is_torchs_own and _is_watched(A, B, C):
+            run, spans, is_torchs_own = _warm[(key, "watched")]
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
     if out is not None and _touches(out, A, B, C, spans):
@@ -188,7 +194,7 @@ def explain(
     corner = _corner(alpha, A, B)
     if corner is not None:
         return Explanation(None, corner, str(device), evidence.sources, ())
-    plan = _plan(A, B, beta, C, precision, out)
+    plan = _plan(A, B, beta, C, precision, out, _is_watched(A, B, C))
     others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
     others += evidence.losers(plan.problem, plan.tolerance, plan.mode, plan.candidate)
     return Explanation(plan, None, str(device), evidence.sources, tuple(others))
@@ -221,19 +227,44 @@ def _cold(
     """The first call of its kind: check everything, plan, bind, remember, run."""
     by_number = alpha.__class__ in _numbers and beta.__class__ in _numbers
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
+    if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
+        # Kernels of our own would read the stored elements, not their negatives.
+        result = gemm(
+            alpha, A.resolve_neg(), B.resolve_neg(), beta, None if C is None else C.resolve_neg(),
+            precision=precision,
+        )  # fmt: skip
+        return result if out is None else out.copy_(result)
     if out is not None and C is not None and C is not out and problems.same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     if _corner(alpha, A, B) is not None:
-        run: Run = _scale
-    else:
-        run = _plan(A, B, beta, C, precision, out).bind(device_of(A.device))
-        if C is not None and beta == 0:
-            run = _without_c(run)
-    if by_number and key is not None and run is not _scale:
+        return _scale(alpha, A, B, beta, C, out)
+    with precisions.settled():
+        # A key taken while another thread held a switch names settings nobody asked for.
+        if not by_number or key is None or key[-1] != _settings(A, B, C, out):  # type: ignore[index]
+            key = None
+        run = _remember(key, A, B, beta, C, precision, out, watched=False)
+        if _is_watched(A, B, C):
+            run = _remember((key, "watched"), A, B, beta, C, precision, out, watched=True)
+    return run(alpha, A, B, beta, C, out)
+
+
+def _remember(
+    key: Hashable, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any, *, watched: bool
+) -> Run:
+    """Plan and bind a call; keep the result for warm calls unless ``key`` is None."""
+    plan = _plan(A, B, beta, C, precision, out, watched)
+    run = plan.bind(device_of(A.device))
+    if C is not None and beta == 0:
+        run = _without_c(run)
+    if _autocast_is_on() and torch.is_autocast_enabled(A.device.type):
+        run = _without_autocast(run, A.device.type)
+    if key is not None and key != (None, "watched"):
         if len(_warm) >= _MAX_WARM_CALLS:
             _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
-        _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
-    return run(alpha, A, B, beta, C, out)
+        # torch's own operator serves alike whether autograd watches or not.
+        is_torchs_own = BY_NAME[plan.candidate.strategy].differentiable
+        _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)), is_torchs_own)
+    return run
 
 
 def _plan(
@@ -243,11 +274,13 @@ def _plan(
     C: torch.Tensor | None,
     precision: Any,
     out: torch.Tensor | None,
+    watched: bool,
 ) -> Plan:
     device_type = A.device.type
     state = precisions.current_state(A.dtype, device_type)
     tolerance = precisions.resolve(precision, A.dtype, state)
     problem = problems.problem_of(A, B, C, out, beta == 0)
+    problem = dataclasses.replace(problem, needs_grad=watched)
     captured = device_type == "cuda" and torch.cuda.is_current_stream_capturing()
     device = device_of(A.device)
     mode = "graph" if captured else "eager"
@@ -285,15 +318,46 @@ def _scale(
     return torch.mul(C, beta, out=out)
 
 
+def _is_watched(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None) -> bool:
+    """Whether autograd or a ``torch.func`` transform follows a call on these operands."""
+    return problems.transforms_are_active() or (
+        (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
+        and torch.is_grad_enabled()
+    )
+
+
 def _without_c(run: Run) -> Run:
     return lambda alpha, A, B, beta, C, out: run(alpha, A, B, 0.0, None, out)
 
 
-def _cuda_facts(
+def _without_autocast(run: Run, device_type: str) -> Run:
+    """The operands' type decides, not autocast's: the accuracy asked for is a promise."""
+
+    def uncast(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        with torch.autocast(device_type, enabled=False):
+            return run(alpha, A, B, beta, C, out)
+
+    return uncast
+
+
+def _settings(
     A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None, out: torch.Tensor | None
 ) -> Hashable:
+    """torch's settings and, on a GPU, all else a plan depends on that the tensors' shapes hide."""
+    if not A.is_cuda:
+        state: Hashable = _cpu_state()
+        return state
     return (
         precisions.raw_cuda_state(A.dtype),
+        A.is_neg() or B.is_neg() or (C is not None and C.is_neg()),
+        out is not None and out.is_neg(),
         A.get_device(),
         B.get_device(),
         None if C is None else C.get_device(),
@@ -337,6 +401,9 @@ def _composed(
     alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any
 ) -> torch.Tensor:
     """What ``torch.compile`` traces: torch's own product, at torch's own precision setting."""
+    dtype = A.dtype if isinstance(A, torch.Tensor) and A.dtype in DTYPE_NAMES else torch.float64
+    alpha = problems.as_scalar("alpha", alpha, dtype)
+    beta = problems.as_scalar("beta", beta, dtype)
     problems.check_operands(A, B, C, None, beta_is_zero=beta == 0)
     if precision is not None or out is not None:
         raise InvalidProblem(

@@ -6,7 +6,7 @@ the process, and a torn last line is cut off before the next run reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,17 +19,19 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from autogemm.device import Device
 from autogemm.errors import DatabaseError
 
+_PATIENCE_S = 5.0
+
 
 @contextmanager
 def open_storage(storage: str | None, device: Device) -> Iterator[BaseStorage]:
-    """Open the trials of earlier runs, alone: two tuners on one GPU would time each other.
+    """Open the trials of earlier runs, for this tuner alone.
 
     ``storage`` is a URL with a scheme (``sqlite:///trials.db``), the path of a journal file, or
     None for one in the user's state directory. Raises ``DatabaseError`` where it cannot be
     opened or another tuner holds it.
     """
     if storage is not None and "://" in storage:
-        yield RDBStorage(storage)
+        yield _opened(storage, lambda: RDBStorage(storage))
         return
     if storage is None:
         path = Path(platformdirs.user_state_dir("autogemm")) / f"{device.slug}.journal"
@@ -38,7 +40,8 @@ def open_storage(storage: str | None, device: Device) -> Iterator[BaseStorage]:
     path = path.absolute()  # Optuna's journal hangs on a relative path after a kill
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{path}.tuner.lock", timeout=0)
+        # Patience for a worker whose supervisor was killed: it notices within a second.
+        lock = filelock.FileLock(f"{path}.tuner.lock", timeout=_PATIENCE_S)
         lock.acquire()
     except filelock.Timeout:
         raise DatabaseError(
@@ -50,10 +53,68 @@ def open_storage(storage: str | None, device: Device) -> Iterator[BaseStorage]:
             f"{path}: cannot keep trials there ({error}); name a writable file with --storage."
         ) from None
     try:
+        _check_journal(path)
         _cut_torn_line(path)
-        yield JournalStorage(JournalFileBackend(str(path), lock_obj=_Lock(path)))
+        backend = JournalFileBackend(str(path), lock_obj=_Lock(path))
+        yield _opened(str(path), lambda: JournalStorage(backend))
     finally:
         lock.release()
+
+
+@contextmanager
+def device_turn(device: Device, waiting: Callable[[], None]) -> Iterator[None]:
+    """Wait until no other tuner of this user measures on a device: they would time each other.
+
+    ``waiting`` is called once if there is one. Without a writable state directory nobody waits.
+    """
+    path = Path(platformdirs.user_state_dir("autogemm")) / f"{device.slug}.turn.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(str(path))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _opened(name: str, open_: Callable[[], BaseStorage]) -> BaseStorage:
+    try:
+        return open_()
+    except Exception as error:  # Optuna and SQLAlchemy raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DatabaseError(
+            f"{name}: cannot keep trials there ({reason}); expected an Optuna storage URL, such "
+            "as sqlite:///trials.db, or the path of a journal file, with --storage."
+        ) from error
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a file that is no journal before anything is cut off it."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(2**16)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DatabaseError(
+            f"{path}: cannot be read ({error.strerror}); name a journal file with --storage."
+        ) from None
+    if first.endswith(b"\n") and not first.startswith(b'{"op_code"'):
+        raise DatabaseError(
+            f"{path}: is not a journal of trials; name a new or an old journal with --storage."
+        )
+    if first and not first.endswith(b"\n") and not first.startswith(b"{"):
+        raise DatabaseError(
+            f"{path}: is not a journal of trials; name a new or an old journal with --storage."
+        )
 
 
 class _Lock(BaseJournalFileLock):

@@ -12,6 +12,7 @@ types). ``docs/accuracy.md`` derives the constants.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -209,8 +210,18 @@ def raw_cuda_state(dtype: torch.dtype) -> Hashable:
     return None
 
 
+def settled() -> AbstractContextManager[object]:
+    """A context in which no other thread holds a switch: settings read in it are the user's."""
+    return _switch_lock
+
+
 def current_state(dtype: torch.dtype, device_type: str) -> PrecisionState:
     """Read torch's settings for products of ``dtype`` on ``device_type``."""
+    with _switch_lock:
+        return _read_state(dtype, device_type)
+
+
+def _read_state(dtype: torch.dtype, device_type: str) -> PrecisionState:
     fp32 = fp32_setting("cuda" if device_type == "cuda" else "mkldnn", "matmul")
     reduced = device_type == "cuda" and dtype in _HALVES and getattr(
         torch.backends.cuda.matmul,
@@ -226,6 +237,15 @@ def current_state(dtype: torch.dtype, device_type: str) -> PrecisionState:
 # The only place that touches torch's process-wide settings. Other threads that call torch
 # while a switch is held see it too, which is why it is held for one launch only.
 _switch_lock = RLock()
+
+
+def _renew_lock() -> None:
+    global _switch_lock
+    _switch_lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a child of a fork has no thread that could release it
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Switch:

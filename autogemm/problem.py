@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch.autograd import forward_ad
 
 from autogemm.errors import InvalidProblem
 
@@ -131,8 +132,9 @@ def problem_of(
     else:
         update = "add"
     base = contiguous_problem(m, n, k, A.dtype, update=update, device_type=device_type)
-    needs_grad = torch.is_grad_enabled() and (
-        A.requires_grad or B.requires_grad or (C is not None and C.requires_grad)
+    needs_grad = transforms_are_active() or (
+        torch.is_grad_enabled()
+        and (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
     )
     return replace(
         base,
@@ -143,9 +145,17 @@ def problem_of(
     )
 
 
+def transforms_are_active() -> bool:
+    """Whether forward-mode AD or a ``torch.func`` transform watches the calls made now."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
 def layout_of(x: torch.Tensor) -> str:
     """The layout word of a 2-D tensor, as ``Problem`` uses it."""
-    pointer = x.data_ptr() if x.device.type == "cuda" else 0
+    try:
+        pointer = x.data_ptr() if x.device.type == "cuda" else 0
+    except RuntimeError:  # a tensor inside torch.func's transforms has none
+        pointer = 0
     return _layout(tuple(x.shape), x.stride(), pointer, x.element_size(), x.device.type)
 
 

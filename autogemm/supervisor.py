@@ -7,11 +7,13 @@ running: it is tried once more, then recorded as failed.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -69,15 +71,22 @@ def supervise(
 
 
 def _start(worker: Any) -> None:
-    """Start a worker that Ctrl-C, which a terminal sends to all, does not reach while it starts."""
-    if not hasattr(signal, "pthread_sigmask"):
-        worker.start()
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
+    """Start a worker whole, and out of reach of the Ctrl-C that a terminal sends to all."""
+    waiting: list[int] = []
+    handler, mask = None, None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    if hasattr(signal, "pthread_sigmask"):  # the worker inherits it
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         worker.start()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def _listen(
@@ -115,6 +124,7 @@ def _listen(
 
 def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    threading.Thread(target=_die_with_the_supervisor, daemon=True).start()
     from autogemm.measure import Workbench
 
     try:
@@ -139,6 +149,14 @@ def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
         if "CUDA error" in str(error):
             raise
         pipe.send(_plain(error))
+
+
+def _die_with_the_supervisor() -> None:
+    """Leave at once where the supervisor was killed: the next run must not wait for this one."""
+    supervisor = parent_process()
+    if supervisor is not None:
+        supervisor.join()
+        os._exit(1)
 
 
 def _plain(error: Exception) -> RuntimeError:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import random
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
@@ -166,6 +167,7 @@ class _Run:
         versions = software_versions(device.type)
         self._environment = Environment(versions=versions, clocks=clocks_of(device))
         path = table_path(order.directory, device)
+        _check_writable(path)
         self._old = _entries(path, device)
         self.writer = _Writer(path, device, self._environment)
         self._entries: list[Entry] = []
@@ -563,6 +565,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         words in str(error) for words in ("can't allocate memory", "not enough memory")
     )
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ``DatabaseError`` where a table could not be written after all the measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DatabaseError(
+            f"{path.parent}: tables cannot be written there ({error.strerror}); name a writable "
+            "directory with --db."
+        ) from None
 
 
 def _entries(path: Path, device: Device) -> dict[Any, Entry]:

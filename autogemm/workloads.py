@@ -197,7 +197,7 @@ def read_shapes(path: Path, device_type: str) -> list[Workload]:
     add) and ``count`` (1). Raises ``InvalidProblem`` naming the file, the row and the value.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidProblem(f"{path}: cannot be read ({error}).") from None
     if path.suffix.lower() == ".csv":
@@ -212,13 +212,19 @@ def read_shapes(path: Path, device_type: str) -> list[Workload]:
             f"{path}: expected a list of problems, each with m, n and k, found "
             f"{'nothing' if not rows else type(rows).__name__}."
         )
-    return [_workload(row, f"{path}: problem {i + 1}", device_type) for i, row in enumerate(rows)]
+    counts: dict[Problem, int] = {}
+    for i, row in enumerate(rows):
+        workload = _workload(row, f"{path}: problem {i + 1}", device_type)
+        counts[workload.problem] = counts.get(workload.problem, 0) + workload.count
+    return [Workload(problem, count) for problem, count in counts.items()]
 
 
 def _workload(row: Any, where: str, device_type: str) -> Workload:
     if not isinstance(row, Mapping):
         raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {row!r}.")
     given = {key: value for key, value in row.items() if value not in (None, "")}
+    if None in given:  # csv's name for cells beyond the header
+        raise InvalidProblem(f"{where}: more cells than the header has columns: {given[None]}.")
     unknown = sorted(map(str, set(given) - set(_COLUMNS)))
     if unknown:
         raise InvalidProblem(
@@ -237,9 +243,11 @@ def _integer(given: Mapping[str, Any], key: str, where: str) -> int:
     value = given.get(key)
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
         found = "nothing" if value is None else repr(value)
-        raise InvalidProblem(f"{where}: {key} must be a positive integer, found {found}.")
+        raise InvalidProblem(
+            f"{where}: {key} must be a positive integer below 2147483648, found {found}."
+        )
     return value
 
 

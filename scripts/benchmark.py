@@ -37,7 +37,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--overhead", action="store_true", help="host cost of a warm call on 8x8 CPU tensors"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.sample is not None and options.sample < 1:
+        parser.error(f"--sample is {options.sample}; expected a positive number")
+    if options.json is not None:
+        try:  # not after minutes of timing
+            options.json.open("a").close()
+        except OSError as error:
+            parser.error(f"--json {options.json}: cannot be written ({error.strerror})")
+    return options
 
 
 def find_table(options: argparse.Namespace, device: Device) -> Path:
@@ -117,10 +125,10 @@ def show_times(
         torch.cuda.set_device(where)
     random.Random(0).shuffle(entries)
     entries = entries[: options.sample] if options.sample else entries
-    started = time.time()
     results: list[benchmark.Result] = []
     with torch.no_grad():
         ceilings = benchmark.measure_ceilings(device, where)
+        started = time.time()
         for entry in tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1):
             if options.budget and time.time() - started > options.budget:
                 print("the budget is over; the rest was not timed", file=sys.stderr)

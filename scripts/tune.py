@@ -20,6 +20,7 @@ from tqdm import tqdm
 from autogemm.database import table_path, write_directory
 from autogemm.device import default_device, device_of
 from autogemm.errors import AutogemmError
+from autogemm.journal import device_turn
 from autogemm.precision import LEVELS
 from autogemm.report import tuning_table
 from autogemm.supervisor import Restarted, TuningFailed, supervise
@@ -65,6 +66,8 @@ def main() -> int:
     options = parse()
     try:
         where = torch.device(options.device) if options.device else default_device()
+        if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
+            raise RuntimeError("expected cpu, cuda or cuda:N")
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
         device = device_of(where)
@@ -85,7 +88,7 @@ def main() -> int:
             workloads += preset(options.preset or "quick", where.type)
         directory = options.db or write_directory()
         order = Order(
-            workloads=tuple(dict.fromkeys(workloads)),
+            workloads=tuple({w.problem: w for w in reversed(workloads)}.values())[::-1],
             directory=directory.absolute(),
             storage=options.storage,
             levels=tuple(options.precision or LEVELS),
@@ -94,7 +97,10 @@ def main() -> int:
         )
         path = table_path(directory, device)
         print(f"tuning {device}: {len(order.workloads)} problems -> {path}")
-        with tqdm(total=len(order.workloads), unit="problem", dynamic_ncols=True) as bar:
+        with (
+            device_turn(device, lambda: print("another tuner is at work here; waiting for it")),
+            tqdm(total=len(order.workloads), unit="problem", dynamic_ncols=True) as bar,
+        ):
             outcome = supervise(order, str(where), lambda news: show(bar, news))
     except (AutogemmError, TuningFailed) as error:
         print(error, file=sys.stderr)

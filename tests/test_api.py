@@ -915,7 +915,6 @@ def test_another_threads_switch_is_waited_for_where_highest_was_asked() -> None:
 
 
 @pytest.mark.usefixtures("restored_torch_settings")
-@pytest.mark.xfail(strict=True, reason="torch's settings are read while another thread holds them")
 def test_a_level_is_not_read_off_another_threads_switch() -> None:
     """Nobody told torch anything; a call elsewhere only passes through a reduced setting."""
     A, B, C = operands(6, 5, 9)

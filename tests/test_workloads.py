@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -164,15 +165,15 @@ BAD_YAML = {
     "- {m: 1, n: 2, k: [": "is not YAML",
     "- [1, 2, 3]": "problem 1: expected a mapping with m, n and k, found [1, 2, 3]",
     "- {m: 1, n: 2, k: 3}\n- null": "problem 2: expected a mapping with m, n and k, found None",
-    "- {m: 1, n: 2}": "problem 1: k must be a positive integer, found nothing",
-    "- {m: 0, n: 2, k: 3}": "m must be a positive integer, found 0",
-    "- {m: -1, n: 2, k: 3}": "m must be a positive integer, found -1",
-    "- {m: 1.5, n: 2, k: 3}": "m must be a positive integer, found 1.5",
-    "- {m: true, n: 2, k: 3}": "m must be a positive integer, found True",
-    "- {m: many, n: 2, k: 3}": "m must be a positive integer, found 'many'",
-    "- {m: '²', n: 2, k: 3}": "m must be a positive integer, found '²'",
+    "- {m: 1, n: 2}": "problem 1: k must be a positive integer.*, found nothing",
+    "- {m: 0, n: 2, k: 3}": "m must be a positive integer.*, found 0",
+    "- {m: -1, n: 2, k: 3}": "m must be a positive integer.*, found -1",
+    "- {m: 1.5, n: 2, k: 3}": "m must be a positive integer.*, found 1.5",
+    "- {m: true, n: 2, k: 3}": "m must be a positive integer.*, found True",
+    "- {m: many, n: 2, k: 3}": "m must be a positive integer.*, found 'many'",
+    "- {m: '²', n: 2, k: 3}": "m must be a positive integer.*, found '²'",
     "- {m: 2026-13-45, n: 2, k: 3}": "is not YAML",
-    "- {m: 1, n: 2, k: 3, count: 0}": "count must be a positive integer, found 0",
+    "- {m: 1, n: 2, k: 3, count: 0}": "count must be a positive integer.*, found 0",
     "- {m: 1, n: 2, k: 3, dtype: float8}": "dtype must be one of float16, bfloat16, float32",
     "- {m: 1, n: 2, k: 3, dtype: [float32]}": "dtype must be one of",
     "- {m: 1, n: 2, k: 3, layout: ab}": "layout must be one of nn, nt, tn, tt, found 'ab'",
@@ -183,24 +184,29 @@ BAD_YAML = {
 }
 
 
+def matches(words: str, message: str) -> bool:
+    """Whether a message holds these words; ``.*`` stands for any others."""
+    return re.search(".*".join(map(re.escape, words.split(".*"))), message, re.S) is not None
+
+
 @pytest.mark.parametrize("text", BAD_YAML, ids=range(len(BAD_YAML)))
 def test_a_bad_yaml_file_is_refused_by_file_row_and_value(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InvalidProblem) as caught:
         read_shapes(path, "cuda")
     assert str(caught.value).startswith(f"{path}: ")
-    assert BAD_YAML[text] in str(caught.value)
+    assert matches(BAD_YAML[text], str(caught.value))
 
 
 BAD_CSV = {
     "": "found nothing",
     "m,n,k\n": "found nothing",
-    "m,n\n1,2\n": "problem 1: k must be a positive integer, found nothing",
+    "m,n\n1,2\n": "problem 1: k must be a positive integer.*, found nothing",
     "1,2,3\n4,5,6\n": "unknown column 1, 2, 3; expected m, n, k",
-    "m,n,k\n1,2,3\n4,x,6\n": "problem 2: n must be a positive integer, found 'x'",
-    "m,n,k\n1,2,3,4\n": "unknown column",
-    f"m,n,k\n1,2,{'9' * 5000}\n": "k must be a positive integer, found '999",
-    "m,n,k\n1,2,3.0\n": "k must be a positive integer, found '3.0'",
+    "m,n,k\n1,2,3\n4,x,6\n": "problem 2: n must be a positive integer.*, found 'x'",
+    "m,n,k\n1,2,3,4\n": "problem 1: more cells than the header has columns: ['4']",
+    f"m,n,k\n1,2,{'9' * 5000}\n": "k must be a positive integer.*, found '999",
+    "m,n,k\n1,2,3.0\n": "k must be a positive integer.*, found '3.0'",
     "m,n,k,dtype\n1,2,3,half\n": "dtype must be one of",
 }
 
@@ -211,7 +217,7 @@ def test_a_bad_csv_file_is_refused_by_file_row_and_value(tmp_path: Path, text: s
     with pytest.raises(InvalidProblem) as caught:
         read_shapes(path, "cuda")
     assert str(caught.value).startswith(f"{path}: ")
-    assert BAD_CSV[text] in str(caught.value)
+    assert matches(BAD_CSV[text], str(caught.value))
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import platformdirs
 
 from autogemm.device import Device
+from autogemm.errors import DatabaseWarning
 
 VARIABLE = "AUTOGEMM_TUNING_DB"
 """Directories, or single ``.yaml`` files, with ``os.pathsep`` between them."""
@@ -21,7 +23,8 @@ def search_path() -> list[Path]:
     The places that ``AUTOGEMM_TUNING_DB`` names, the user's data directory, and the tables that
     came with autogemm.
     """
-    return list(dict.fromkeys([*_chosen(), _user_directory(), _shipped_directory()]))
+    places = [*_chosen(), _user_directory(), _shipped_directory()]
+    return [place for place in dict.fromkeys(places) if _can_be_looked_at(place)]
 
 
 def write_directory() -> Path:
@@ -54,8 +57,36 @@ def table_path(directory: Path, device: Device) -> Path:
 
 
 def _chosen() -> list[Path]:
-    places = os.environ.get(VARIABLE, "").split(os.pathsep)
-    return [Path(place).expanduser().absolute() for place in places if place.strip()]
+    chosen = []
+    for place in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if not place.strip():
+            continue
+        try:
+            chosen.append(Path(place).expanduser().absolute())
+        except (OSError, RuntimeError) as error:  # a home directory that nobody has
+            _warn(place, error)
+    return chosen
+
+
+def _can_be_looked_at(place: Path) -> bool:
+    try:
+        place.stat()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        _warn(str(place), error)
+        return False
+    return True
+
+
+def _warn(place: str, error: Exception) -> None:
+    shown = place if len(place) < 200 else place[:200] + "..."
+    warnings.warn(
+        f"{shown}: tables are not looked for there ({type(error).__name__}: "
+        f"{getattr(error, 'strerror', None) or error}); check {VARIABLE}.",
+        DatabaseWarning,
+        stacklevel=2,
+    )
 
 
 def _user_directory() -> Path:

@@ -240,6 +240,13 @@ def _evidence(device: Device, paths: tuple[Path, ...]) -> Evidence:
                 continue
             if table.device == device:
                 own.append(Source(table, foreign=False))
+            elif path == table_path(directory, device) and path != directory:
+                warnings.warn(
+                    f"{path}: device: expected {device}, found {table.device}; the table is left "
+                    "out. Move it away and run scripts/tune.py.",
+                    DatabaseWarning,
+                    stacklevel=2,
+                )
             elif device.has_cuda and table.device.capability == device.capability:
                 relatives.append(Source(table, foreign=True))
     return Evidence(device, own or relatives)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.launch import ceil_div, launch, written
 
 _BLOCK = 1024
 
@@ -54,3 +54,4 @@ def axpby(
         {"HAS_C": C is not None, "BLOCK_R": block_rows, "BLOCK_C": block_cols},
         num_warps=4,
     )
+    written(out)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.staging import FLAG_BLOCK
 
 
@@ -86,3 +86,4 @@ def finish(
         },
         num_warps=8,
     )
+    written(out)

@@ -22,6 +22,12 @@ def ceil_div(x: int, y: int) -> int:
     return -(-x // y)
 
 
+def written(out: torch.Tensor) -> None:
+    """Tell autograd that a kernel of ours has changed ``out``, as torch's own operators do."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
 def launch(
     kernel: Any,
     blocks: int,

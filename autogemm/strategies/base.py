@@ -104,7 +104,7 @@ class Strategy(ABC):
             if not device.has_package(package):
                 reasons.append(f"needs the package {package!r}, which is not installed")
         if problem.needs_grad and not self.differentiable:
-            reasons.append("an operand requires grad, and autograd cannot follow it")
+            reasons.append("autograd or a torch.func transform is at work, and cannot follow it")
         reasons = reasons or self.wrong_parameters(params)
         return reasons or self._reasons_not(problem, device, params)
 
