@@ -54,6 +54,8 @@ SCREEN_RATIO = 1.3
 """A candidate this much slower than one at least as accurate is timed no further."""
 HOST_BOUND = 1.1
 """Eager time over graph time above which a candidate waits for the host."""
+CPU_MARGIN = 1.05
+"""What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -446,7 +448,8 @@ def finals(
             base = baseline(problem, level)
             field = {c: t for c, t in times.items() if c in able_there or c == base}
             host_bound = {c for c in field if mode == "eager" and _waits(by_candidate[c])}
-            choice = choose(field, base, host_bound)
+            margin = SWITCH_MARGIN if has_graphs else CPU_MARGIN
+            choice = choose(field, base, host_bound, margin)
             if choice is not None:
                 choices[level][mode] = choice
     kept = {level: by_mode for level, by_mode in choices.items() if by_mode}
@@ -457,11 +460,12 @@ def choose(
     times: dict[Candidate, list[float]],
     base: Candidate,
     host_bound: Collection[Candidate] = (),
+    margin: float = SWITCH_MARGIN,
 ) -> Choice | None:
     """The winner of interleaved timings: the baseline, unless another is surely faster.
 
-    It takes a median ratio of at least ``SWITCH_MARGIN`` (``HOST_MARGIN`` for what waits for
-    the host) with its confidence interval above 1 to replace the baseline; ties go to the
+    It takes a median ratio of at least ``margin`` (``HOST_MARGIN`` for what waits for the
+    host) with its confidence interval above 1 to replace the baseline; ties go to the
     simplest strategy.
     """
     if base not in times:
@@ -471,7 +475,7 @@ def choose(
         candidate: r
         for candidate, r in ratios.items()
         if candidate != base
-        and r.median >= (HOST_MARGIN if candidate in host_bound else SWITCH_MARGIN)
+        and r.median >= (HOST_MARGIN if candidate in host_bound else margin)
         and r.low > 1.0
     }
     winner = base
