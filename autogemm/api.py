@@ -32,7 +32,7 @@ _warm: dict[Hashable, tuple[Run, tuple[int, int, int, int], bool]] = {}
 
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
-_autocast_is_on = torch._C._is_any_autocast_enabled
+_autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)

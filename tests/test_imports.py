@@ -25,6 +25,7 @@ LAYERS = (
     ("accuracy",),
     ("measure",),
     ("journal", "workloads", "report"),
+    ("finals",),
     ("tuner",),
     ("supervisor", "benchmark"),
 )

@@ -17,18 +17,19 @@ import pytest
 import torch
 from invented import AXPBY, BF16, CPU, FULL, GPU, TF32
 
-from autogemm import strategies, tuner
+from autogemm import finals, strategies, tuner
 from autogemm.accuracy import sample_references, worst_ratio
 from autogemm.database import Choice, Entry, Measured, read_table, table_path
 from autogemm.device import device_of
 from autogemm.errors import DatabaseError, DatabaseWarning
+from autogemm.finals import choose
 from autogemm.journal import open_storage
 from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, Run
 from autogemm.strategies.addmm import Addmm
-from autogemm.tuner import Order, Outcome, Progress, candidates_for, choose, tune
+from autogemm.tuner import Order, Outcome, Progress, candidates_for, tune
 from autogemm.workloads import Workload
 
 CUBE = contiguous_problem(512, 512, 512, torch.float32)
@@ -141,7 +142,7 @@ def test_the_fastest_admissible_candidate_wins_each_level(tmp_path: Path) -> Non
     assert choice.ratio == pytest.approx(2.5)
     assert choice.low <= choice.ratio <= choice.high
     assert choice.baseline_us / choice.us == pytest.approx(2.5)
-    assert choice.rounds == tuner.ROUNDS
+    assert choice.rounds == finals.ROUNDS
     assert choice.runner_up == SPLIT
     assert choice.runner_up_ratio == pytest.approx(1.25)
     assert set(bench.judged) == set(candidates_for(CUBE, GPU, LEVELS))
@@ -629,7 +630,7 @@ def test_the_baseline_against_itself_rarely_finds_a_winner(sigma: float, drift: 
         def timer(calls: Iterator[int] = calls) -> float:
             return 100.0 * (1 + drift * next(calls) / 40) * draw.lognormvariate(0.0, sigma)
 
-        times = in_turns({FULL: timer, AXPBY: timer}, tuner.ROUNDS, seed=problem)
+        times = in_turns({FULL: timer, AXPBY: timer}, finals.ROUNDS, seed=problem)
         choice = choose(times, FULL)
         assert choice is not None
         winners += choice.candidate != FULL
@@ -644,7 +645,7 @@ def test_a_real_win_is_found_in_the_same_noise() -> None:
             c: lambda us=us: us * draw.lognormvariate(0.0, 0.02)  # type: ignore[misc]
             for c, us in ((FULL, 100.0), (AXPBY, 90.0))
         }
-        choice = choose(in_turns(timers, tuner.ROUNDS, seed=problem), FULL)
+        choice = choose(in_turns(timers, finals.ROUNDS, seed=problem), FULL)
         assert choice is not None
         found += choice.candidate == AXPBY
     assert found >= 99

@@ -1,0 +1,165 @@
+"""The last round of tuning: the best candidates against the baseline, in turns, and the choice.
+
+``tuner`` says what was measured, this file what is made of it; neither times anything itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from autogemm.database import Choice, Measured
+from autogemm.database.lookup import SWITCH_MARGIN, time_of
+from autogemm.database.prediction import HOST_MARGIN
+from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
+from autogemm.precision import ErrorBound, Tolerance
+from autogemm.problem import Problem
+from autogemm.strategies import BY_NAME, Candidate, baseline
+
+ROUNDS = 20
+"""Interleaved rounds of the finals: the interval of a median needs about this many."""
+FINALISTS = 3
+"""Candidates a level and mode send to the finals, besides the baseline and the old choice."""
+HOST_BOUND = 1.1
+"""Eager time over graph time above which a candidate waits for the host."""
+CPU_MARGIN = 1.05
+"""What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
+TIE = 1.01
+"""Candidates within this ratio of the best are tied; the simplest strategy takes it."""
+
+
+class Bench(Protocol):
+    """What measures candidates on one problem: ``measure.Workbench``, or a recording in tests."""
+
+    def judge(
+        self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
+    ) -> Measured:
+        """Measure one candidate; ``screen(us)`` says whether to stop after a rough timing."""
+        ...
+
+    def compare(
+        self, candidates: Sequence[Candidate], mode: str, rounds: int
+    ) -> dict[Candidate, list[float]]:
+        """Time candidates in turns."""
+        ...
+
+
+def finals(
+    problem: Problem,
+    levels: Sequence[str],
+    rows: Sequence[Measured],
+    bench: Bench,
+    previous: Sequence[Candidate],
+    has_graphs: bool,
+) -> tuple[dict[str, dict[str, Choice]], list[Measured]]:
+    """Time the best candidates of every level against the baseline, in turns, and choose.
+
+    Returns the choices by level and mode, and the rows with the finalists' better times.
+    """
+    by_candidate = {row.candidate: row for row in rows}
+    modes = ("graph", "eager") if has_graphs else ("eager",)
+    choices: dict[str, dict[str, Choice]] = {level: {} for level in levels}
+    for mode in modes:
+        entrants: dict[Candidate, None] = {}
+        for level in levels:
+            able = _able(problem, level, rows)
+            able.sort(key=lambda row: time_of(row, mode) or math.inf)
+            entrants.update(dict.fromkeys(row.candidate for row in able[:FINALISTS]))
+            entrants.update({baseline(problem, level): None})
+        entrants.update(
+            {c: None for c in previous if c in by_candidate and by_candidate[c].status == "ok"}
+        )
+        entrants = {c: None for c in entrants if c in by_candidate and _runs(by_candidate[c])}
+        rough = [time_of(by_candidate[c], "graph") or 0.0 for c in entrants]
+        if mode == "eager" and has_graphs and min(rough, default=0.0) > EAGER_EQUALS_GRAPH_US:
+            continue
+        times = bench.compare(list(entrants), mode, ROUNDS)
+        for candidate, samples in times.items():
+            median = sorted(samples)[len(samples) // 2]
+            row = by_candidate[candidate]
+            by_candidate[candidate] = (
+                replace(row, graph_us=median) if mode == "graph" else replace(row, eager_us=median)
+            )
+        for level in levels:
+            able_there = {row.candidate for row in _able(problem, level, rows)}
+            base = baseline(problem, level)
+            field = {c: t for c, t in times.items() if c in able_there or c == base}
+            host_bound = {c for c in field if mode == "eager" and _waits(by_candidate[c])}
+            margin = SWITCH_MARGIN if has_graphs else CPU_MARGIN
+            choice = choose(field, base, host_bound, margin)
+            if choice is not None:
+                choices[level][mode] = choice
+    kept = {level: by_mode for level, by_mode in choices.items() if by_mode}
+    return kept, [by_candidate[row.candidate] for row in rows]
+
+
+def choose(
+    times: dict[Candidate, list[float]],
+    base: Candidate,
+    host_bound: Collection[Candidate] = (),
+    margin: float = SWITCH_MARGIN,
+) -> Choice | None:
+    """The winner of interleaved timings: the baseline, unless another is surely faster.
+
+    It takes a median ratio of at least ``margin`` (``HOST_MARGIN`` for what waits for the
+    host) with its confidence interval above 1 to replace the baseline; ties go to the
+    simplest strategy.
+    """
+    if base not in times:
+        return None
+    ratios = {candidate: ratio(times[base], samples) for candidate, samples in times.items()}
+    won = {
+        candidate: r
+        for candidate, r in ratios.items()
+        if candidate != base
+        and r.median >= (HOST_MARGIN if candidate in host_bound else margin)
+        and r.low > 1.0
+    }
+    winner = base
+    if won:
+        best = max(r.median for r in won.values())
+        tied = [candidate for candidate, r in won.items() if r.median * TIE >= best]
+        winner = min(tied, key=lambda c: (BY_NAME[c.strategy].rank, -won[c].median))
+    others = [c for c in ratios if c != winner]
+    runner_up = max(others, key=lambda c: ratios[c].median, default=None)
+    result = ratios[winner]
+    return Choice(
+        candidate=winner,
+        us=sorted(times[winner])[len(times[winner]) // 2],
+        baseline_us=sorted(times[base])[len(times[base]) // 2],
+        ratio=result.median,
+        low=result.low,
+        high=result.high,
+        rounds=len(times[winner]),
+        runner_up=runner_up,
+        runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
+    )
+
+
+def _waits(row: Measured) -> bool:
+    """Whether an eager call of this candidate takes longer on the host than on the device."""
+    return (
+        row.graph_us is not None
+        and row.eager_us is not None
+        and row.eager_us > HOST_BOUND * row.graph_us
+    )
+
+
+def _runs(row: Measured) -> bool:
+    return row.status not in ("failed", "unsupported")
+
+
+def _able(problem: Problem, level: str, rows: Sequence[Measured]) -> list[Measured]:
+    """The rows that were measured well and whose declared bound serves a level."""
+    return [
+        row
+        for row in rows
+        if row.status == "ok"
+        and Tolerance(level).admits(
+            BY_NAME[row.candidate.strategy].bound(problem, row.candidate.kwargs),
+            problem.dtype,
+            problem.k,
+        )
+    ]
