@@ -89,13 +89,13 @@ def gemm(
             None if C is None else (C.shape, C.stride(), C.dtype, C.is_cpu),
             None if out is None else (
                 C is out, out.shape, out.stride(), out.dtype, out.is_cpu, out.requires_grad,
-                _is_watched(A, B, C),
+                problems.is_watched(A, B, C),
             ),
             _autocast_is_on(),
             _settings(A, B, C, out) if _cuda_is_built else _cpu_state(),
         )  # fmt: skip
         run, spans, is_torchs_own = _warm[key]
-        if not is_torchs_own and _is_watched(A, B, C):
+        if not is_torchs_own and problems.is_watched(A, B, C):
             run, spans, is_torchs_own = _warm[(key, "watched")]
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
@@ -194,7 +194,7 @@ def explain(
     corner = _corner(alpha, A, B)
     if corner is not None:
         return Explanation(None, corner, str(device), evidence.sources, ())
-    plan = _plan(A, B, beta, C, precision, out, _is_watched(A, B, C))
+    plan = _plan(A, B, beta, C, precision, out, problems.is_watched(A, B, C))
     others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
     others += evidence.losers(plan.problem, plan.tolerance, plan.mode, plan.candidate)
     return Explanation(plan, None, str(device), evidence.sources, tuple(others))
@@ -243,7 +243,7 @@ def _cold(
         if not by_number or key is None or key[-1] != _settings(A, B, C, out):  # type: ignore[index]
             key = None
         run = _remember(key, A, B, beta, C, precision, out, watched=False)
-        if _is_watched(A, B, C):
+        if problems.is_watched(A, B, C):
             run = _remember((key, "watched"), A, B, beta, C, precision, out, watched=True)
     return run(alpha, A, B, beta, C, out)
 
@@ -316,14 +316,6 @@ def _scale(
     if out is None:
         return (C * beta).contiguous()
     return torch.mul(C, beta, out=out)
-
-
-def _is_watched(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None) -> bool:
-    """Whether autograd or a ``torch.func`` transform follows a call on these operands."""
-    return problems.transforms_are_active() or (
-        (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
-        and torch.is_grad_enabled()
-    )
 
 
 def _without_c(run: Run) -> Run:

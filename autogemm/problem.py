@@ -132,22 +132,26 @@ def problem_of(
     else:
         update = "add"
     base = contiguous_problem(m, n, k, A.dtype, update=update, device_type=device_type)
-    needs_grad = transforms_are_active() or (
-        torch.is_grad_enabled()
-        and (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
-    )
     return replace(
         base,
         a=layout_of(A),
         b=layout_of(B),
         out=base.out if out is None else layout_of(out),
-        needs_grad=needs_grad,
+        needs_grad=is_watched(A, B, C),
     )
 
 
 def transforms_are_active() -> bool:
     """Whether forward-mode AD or a ``torch.func`` transform watches the calls made now."""
     return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
+def is_watched(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None) -> bool:
+    """Whether autograd or a ``torch.func`` transform follows a call on these operands."""
+    return transforms_are_active() or (
+        (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
+        and torch.is_grad_enabled()
+    )
 
 
 def layout_of(x: torch.Tensor) -> str:

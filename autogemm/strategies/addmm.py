@@ -10,7 +10,7 @@ import torch
 from autogemm import precision
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
-from autogemm.problem import DTYPE_NAMES, Problem
+from autogemm.problem import DTYPE_NAMES, Problem, is_watched
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy, one_of
 
 
@@ -47,8 +47,7 @@ class Addmm(Strategy):
         return ErrorBound(rho, precision.growth(problem.dtype, problem.k))
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
-        one_row = problem.update == "bias" and not problem.needs_grad
-        run = _run_one_row if one_row and device.has_cuda else _run
+        run = _run_one_row if problem.update == "bias" and device.has_cuda else _run
         switch = full_accuracy_switch(problem, reduced=params["reduction"] == "reduced")
         if switch is None:
             return run
@@ -122,4 +121,5 @@ def _run_one_row(
 ) -> torch.Tensor:
     assert C is not None
     # A 1-D input lets torch use cuBLASLt's bias epilogue instead of filling the result first.
-    return _run(alpha, A, B, beta, C[0], out)
+    # Not while autograd watches: all of C's gradient would be that of its first row.
+    return _run(alpha, A, B, beta, C if is_watched(A, B, C) else C[0], out)
