@@ -1,20 +1,18 @@
-"""Chooses what to measure next and what to keep: the only importer of optuna.
+"""A tuning run: problem after problem is measured, chosen for, and recorded.
 
-One Optuna study a problem. Its trials are the candidates; a study that was cut off is gone
-on with, and a trial that was running then is tried once more. The bench measures and judges
-(``measure``), the table records (``database``); nothing here times or writes anything itself.
+What is measured of a problem is up to ``search``, what is made of it up to ``finals``. The bench
+measures and judges (``measure``), the table records (``database``); nothing here times or
+writes anything itself.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
-import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
@@ -23,31 +21,27 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.trial import TrialState
 
 from autogemm.database import (
     Choice,
     Entry,
     Environment,
     Measured,
+    by_key,
     key_of,
     merge_table,
     read_table,
     table_path,
 )
-from autogemm.database.lookup import time_of
 from autogemm.device import Device, clocks, software_versions
 from autogemm.errors import DatabaseError
 from autogemm.finals import Bench, finals
 from autogemm.journal import open_storage
-from autogemm.precision import LEVELS, ErrorBound, Tolerance
+from autogemm.precision import LEVELS, Tolerance
 from autogemm.problem import Problem
-from autogemm.strategies import BY_NAME, STRATEGIES, Candidate
+from autogemm.search import Search, chosen_in
+from autogemm.strategies import STRATEGIES, Candidate
 from autogemm.workloads import Workload, levels_of
-
-SCREEN_RATIO = 1.3
-"""A candidate this much slower than one at least as accurate is timed no further."""
-
 
 OpenBench = Callable[[Problem], AbstractContextManager[Bench]]
 
@@ -86,7 +80,9 @@ class Progress:
     skipped: str = ""
     """Why the problem was passed over, if it was."""
     candidates: int = 0
-    """How many candidates this problem has."""
+    """How many candidates of this problem are measured, in this run or before it."""
+    offered: int = 0
+    """How many it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,18 +165,22 @@ class _Run:
         candidates = candidates_for(problem, self._device, levels)
         space = space_digest(problem, self._device)
         environment = self._environment.id
-        search = _Search(problem, self._device, levels, candidates, storage, environment, space)
+        known = {**self._old, **by_key(self._entries)}.values()
+        search = Search(
+            problem, self._device, levels, candidates, storage, environment, space, known
+        )
         if self._order.again:
             search.forget(before=self._order.since)
         previous = self._old.get(key_of(problem))
+        old_choices = [] if previous is None else chosen_in(previous)
         try:
             with self._open_bench(problem) as bench:
-                tell = functools.partial(self._tell, problem, len(candidates))
+                tell = functools.partial(self._tell, problem, search)
                 rows = search.measure_all(bench, tell, self._over)
                 if rows is None or self._over():
                     return False
                 choices, rows = finals(
-                    problem, levels, rows, bench, _choices_of(previous), self._device.has_cuda
+                    problem, levels, rows, bench, old_choices, self._device.has_cuda
                 )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -192,11 +192,13 @@ class _Run:
             environment=environment,
             date=date.today().isoformat(),
             choices=_with_old_levels(previous, environment, choices),
-            measured=_with_old_rows(previous, environment, space, rows),
+            measured=_with_old_rows(
+                previous, environment, space, rows, candidates if self._order.again else ()
+            ),
             space=space,
         )
         self.writer.add(entry)
-        self._finish(problem, entry, candidates=len(candidates))
+        self._finish(problem, entry, search=search)
         return True
 
     def outcome(self) -> Outcome:
@@ -209,7 +211,7 @@ class _Run:
             unfinished=len(self._order.workloads) - len(self._entries),
         )
 
-    def _tell(self, problem: Problem, candidates: int, row: Measured) -> None:
+    def _tell(self, problem: Problem, search: Search, row: Measured) -> None:
         self._measured += 1
         self._screened += row.status == "slow"
         self._report(
@@ -218,7 +220,8 @@ class _Run:
                 done=self._done,
                 total=len(self._order.workloads),
                 measured=row,
-                candidates=candidates,
+                candidates=search.planned,
+                offered=search.offered,
             )
         )
 
@@ -227,7 +230,7 @@ class _Run:
         problem: Problem,
         entry: Entry | None,
         *,
-        candidates: int = 0,
+        search: Search | None = None,
         reused: bool = False,
         skipped: str = "",
     ) -> None:
@@ -242,7 +245,8 @@ class _Run:
                 entry=entry,
                 reused=reused,
                 skipped=skipped,
-                candidates=candidates,
+                candidates=search.planned if search else 0,
+                offered=search.offered if search else 0,
             )
         )
 
@@ -262,119 +266,6 @@ def space_digest(problem: Problem, device: Device) -> str:
     """A short digest of all candidates: a change means that tuning again may find more."""
     names = sorted(str(c) for c in candidates_for(problem, device, levels_of(problem)))
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-
-
-# ------------------------------------------------------------------------------ one search
-
-
-class _Search:
-    """The study of one problem: which candidates are measured, and what came of them."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        device: Device,
-        levels: Sequence[str],
-        candidates: Sequence[Candidate],
-        storage: optuna.storages.BaseStorage,
-        environment: str,
-        space: str,
-    ) -> None:
-        self._problem = problem
-        self._candidates = {str(candidate): candidate for candidate in candidates}
-        self._storage = storage
-        self._name = f"{device.slug} | {problem} | {environment} | {space} | {'+'.join(levels)}"
-        self._study = self._open()
-
-    def _open(self) -> optuna.Study:
-        return optuna.create_study(
-            study_name=self._name, storage=self._storage, load_if_exists=True
-        )
-
-    def forget(self, before: float) -> None:
-        """Start over, unless that was done since ``before``: a run may go on in a new process."""
-        begun = [trial.datetime_start for trial in self._study.get_trials(deepcopy=False)]
-        if any(start is not None and start.timestamp() < before for start in begun):
-            optuna.delete_study(study_name=self._name, storage=self._storage)
-            self._study = self._open()
-
-    def measure_all(
-        self, bench: Bench, tell: Callable[[Measured], None], over: Callable[[], bool]
-    ) -> list[Measured] | None:
-        """Measure what is not measured yet; None where time ran out first."""
-        rows = self._recorded()
-        todo = [name for name in self._candidates if name not in rows]
-        random.Random(self._name).shuffle(todo)
-        # The baseline first: it is what the others are screened against.
-        todo.sort(key=lambda name: not name.startswith("addmm"))
-        for name in todo:
-            if over():
-                return None
-            rows[name] = self._measure(name, bench, rows)
-            tell(rows[name])
-        return [rows[name] for name in self._candidates]
-
-    def _measure(self, name: str, bench: Bench, rows: dict[str, Measured]) -> Measured:
-        candidate = self._candidates[name]
-        bound = self._bound(candidate)
-        incumbent = min(
-            (
-                us
-                for row in rows.values()
-                if row.status == "ok" and self._bound(row.candidate).total <= bound.total
-                for us in [time_of(row, "graph")]
-                if us is not None
-            ),
-            default=math.inf,
-        )
-        trial = self._ask_for(name)
-        # If the process dies here the trial stays RUNNING, which the next run notices.
-        row = bench.judge(candidate, bound, lambda us: us > SCREEN_RATIO * incumbent)
-        trial.set_user_attr("row", _to_json(row))
-        trial.set_constraint("accuracy", 1.0 if row.status == "inaccurate" else 0.0)
-        us = time_of(row, "graph")
-        if row.status == "ok" and us is not None:
-            self._study.tell(trial, math.log(us))
-        else:
-            state = TrialState.FAIL if row.status == "failed" else TrialState.PRUNED
-            self._study.tell(trial, state=state)
-        return row
-
-    def _ask_for(self, name: str) -> optuna.Trial:
-        """A running trial of this candidate."""
-        self._study.enqueue_trial({"candidate": name})
-        while True:
-            trial = self._study.ask()
-            if trial.suggest_categorical("candidate", sorted(self._candidates)) == name:
-                return trial
-            # A run that was killed between the two steps above left its trial in the queue.
-            self._study.tell(trial, state=TrialState.PRUNED)
-
-    def _recorded(self) -> dict[str, Measured]:
-        """What earlier runs measured; a candidate that twice took its process along has failed."""
-        rows: dict[str, Measured] = {}
-        deaths: dict[str, int] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            name = trial.params.get("candidate")
-            if name not in self._candidates:
-                continue
-            if "row" in trial.user_attrs:
-                rows[name] = _from_json(trial.user_attrs["row"], self._candidates[name])
-            elif trial.state in (TrialState.RUNNING, TrialState.FAIL):
-                deaths[name] = deaths.get(name, 0) + 1
-            if trial.state == TrialState.RUNNING:
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        for name, count in deaths.items():
-            if count >= 2 and name not in rows:
-                rows[name] = Measured(
-                    candidate=self._candidates[name],
-                    status="failed",
-                    note="its process died or hung twice while it was measured",
-                )
-        return rows
-
-    def _bound(self, candidate: Candidate) -> ErrorBound:
-        return BY_NAME[candidate.strategy].bound(self._problem, candidate.kwargs)
 
 
 # ------------------------------------------------------------------------------ small parts
@@ -454,12 +345,6 @@ def _entries(path: Path, device: Device) -> dict[Any, Entry]:
     return dict(table.entries)
 
 
-def _choices_of(entry: Entry | None) -> list[Candidate]:
-    if entry is None:
-        return []
-    return [choice.candidate for by_mode in entry.choices.values() for choice in by_mode.values()]
-
-
 def _with_old_levels(
     previous: Entry | None, environment: str, choices: dict[str, dict[str, Choice]]
 ) -> dict[str, dict[str, Choice]]:
@@ -470,13 +355,17 @@ def _with_old_levels(
 
 
 def _with_old_rows(
-    previous: Entry | None, environment: str, space: str, rows: Sequence[Measured]
+    previous: Entry | None,
+    environment: str,
+    space: str,
+    rows: Sequence[Measured],
+    stale: Collection[Candidate],
 ) -> tuple[Measured, ...]:
-    """New rows, beside those of candidates that only levels of earlier runs needed."""
+    """New rows, beside those of earlier runs for other levels, unless they are ``stale``."""
     if previous is None or (previous.environment, previous.space) != (environment, space):
         return tuple(rows)
-    new = {row.candidate for row in rows}
-    return (*rows, *(row for row in previous.measured if row.candidate not in new))
+    gone = {row.candidate for row in rows} | set(stale)
+    return (*rows, *(row for row in previous.measured if row.candidate not in gone))
 
 
 def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -487,20 +376,3 @@ def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:
         for word in wanted
     }
     return tuple(level for level in own if level in served)
-
-
-def _to_json(row: Measured) -> str:
-    return json.dumps(
-        {
-            "status": row.status,
-            "graph_us": row.graph_us,
-            "eager_us": row.eager_us,
-            "error": row.error,
-            "workspace_bytes": row.workspace_bytes,
-            "note": row.note,
-        }
-    )
-
-
-def _from_json(text: str, candidate: Candidate) -> Measured:
-    return Measured(candidate=candidate, **json.loads(text))

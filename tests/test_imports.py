@@ -26,6 +26,7 @@ LAYERS = (
     ("measure",),
     ("journal", "workloads", "report"),
     ("finals",),
+    ("search",),
     ("tuner",),
     ("supervisor", "benchmark"),
 )
@@ -118,15 +119,12 @@ def test_the_known_exceptions_are_still_needed() -> None:
 
 def importers(package: str) -> set[str]:
     return {
-        module
-        for module in MODULES
-        for name, _ in imports(module)
-        if name.split(".")[0] == package
+        module for module in MODULES for name, _ in imports(module) if name.split(".")[0] == package
     }
 
 
-def test_optuna_is_imported_by_the_tuner_and_its_journal_alone() -> None:
-    assert importers("optuna") == {"tuner", "journal"}
+def test_optuna_is_imported_by_the_tuner_its_search_and_its_journal_alone() -> None:
+    assert importers("optuna") == {"tuner", "search", "journal"}
 
 
 def test_triton_is_imported_under_kernels_alone() -> None:

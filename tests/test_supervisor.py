@@ -75,11 +75,10 @@ class Machine:
             entry = json.loads(line)
             if "study_name" in entry and entry["study_name"] not in studies:
                 studies.append(entry["study_name"])
-            if "system_attrs" in entry:
+            if "datetime_start" in entry and "study_id" in entry:
                 trials.append(entry["study_id"])
-            if "param_value_internal" in entry:
-                choices = json.loads(entry["distribution"])["attributes"]["choices"]
-                names[entry["trial_id"]] = choices[int(entry["param_value_internal"])]
+            if "candidate" in entry.get("user_attr", {}):
+                names[entry["trial_id"]] = entry["user_attr"]["candidate"]
             if "row" in entry.get("user_attr", {}):
                 trial = entry["trial_id"]
                 done.append(f"{studies[trials[trial]]} | {names[trial]}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
+import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,9 +18,9 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from invented import AXPBY, BF16, CPU, FULL, GPU, TF32
+from invented import AXPBY, BF16, CPU, FULL, GPU, TF32, choice, entry, row
 
-from autogemm import finals, strategies, tuner
+from autogemm import finals, search, strategies, tuner
 from autogemm.accuracy import sample_references, worst_ratio
 from autogemm.database import Choice, Entry, Measured, read_table, table_path
 from autogemm.device import device_of
@@ -27,8 +30,10 @@ from autogemm.journal import open_storage
 from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem, contiguous_problem
-from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, Run
+from autogemm.search import STARTS, TRIALS, Search, chosen_in, seeds_for
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, ParamValue, Run, Strategy
 from autogemm.strategies.addmm import Addmm
+from autogemm.strategies.base import one_of
 from autogemm.tuner import Order, Outcome, Progress, candidates_for, tune
 from autogemm.workloads import Workload
 
@@ -37,6 +42,8 @@ SPLIT = Candidate.of("ksplit", form="batched", chunks=2)
 IN_TURN = Candidate.of("ksplit", form="sequential", chunks=2)
 HALF = Candidate.of("half", dtype="float16")
 LEVELS = ("highest", "high", "medium")
+FEW = tuple(s for s in STRATEGIES if s.name != "emulated_fp32")
+"""Strategies whose candidates are all tried."""
 
 Facts = Mapping[Candidate, float | str]
 
@@ -95,6 +102,11 @@ class Recording:
 @pytest.fixture(autouse=True)
 def _no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "clocks_of", lambda device: {})
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "STRATEGIES", FEW)
 
 
 def order(tmp_path: Path, *problems: Problem, **facts: object) -> Order:
@@ -270,7 +282,7 @@ def test_screening_is_against_candidates_at_least_as_accurate(tmp_path: Path) ->
             for c in bench.judged[:i]
             if bounds[c] <= bounds[candidate] and not bench.screens[c]
         ]
-        expected = us > tuner.SCREEN_RATIO * min(rivals, default=math.inf)
+        expected = us > search.SCREEN_RATIO * min(rivals, default=math.inf)
         assert bench.screens[candidate] == expected, str(candidate)
     assert statuses(entry)[AXPBY] == "ok"  # not 6 times slower than TF32, which is no rival
     assert bench.judged[0] == FULL
@@ -372,10 +384,10 @@ def test_a_run_told_to_measure_again_that_dies_goes_on_and_does_not_start_over(
 def test_a_new_kind_of_candidate_is_reason_to_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = tuple(s for s in STRATEGIES if s.name != "ksplit")
+    without = tuple(s for s in FEW if s.name != "ksplit")
     monkeypatch.setattr(tuner, "STRATEGIES", without)
     assert not any(c.strategy == "ksplit" for c in run(tmp_path, {FULL: 100.0})[1].judged)
-    monkeypatch.setattr(tuner, "STRATEGIES", STRATEGIES)
+    monkeypatch.setattr(tuner, "STRATEGIES", FEW)
     outcome, bench = run(tmp_path, {FULL: 100.0, SPLIT: 50.0})
     assert outcome.reused == 0
     assert set(bench.judged) == set(candidates_for(CUBE, GPU, LEVELS))
@@ -444,25 +456,28 @@ def test_finished_problems_are_in_the_table_when_a_later_one_kills_the_run(
     assert [entry.problem for entry in table.entries.values()] == [CUBE]
 
 
-def test_a_trial_that_a_kill_left_in_the_queue_is_not_taken_for_another(tmp_path: Path) -> None:
-    """Between queueing a trial and starting it a run may be killed; the next one starts it."""
+def test_a_kill_between_two_steps_of_a_trial_leaves_nothing_to_stumble_over(
+    tmp_path: Path,
+) -> None:
+    """A trial that has no candidate yet counts for none; one that has a row is finished."""
     report, stop = stopper(1)
     run(tmp_path, {FULL: 100.0}, report=report, stop=stop)
     with open_storage(str(tmp_path / "trials.journal"), GPU) as storage:
         (name,) = optuna.get_all_study_names(storage)
         study = optuna.load_study(study_name=name, storage=storage)
-        study.enqueue_trial({"candidate": str(TF32)})
-    facts: dict[Candidate, float | str] = {
-        c: 100.0 * 2**i for i, c in enumerate(candidates_for(CUBE, GPU, LEVELS))
-    }
-    report, stop = stopper(2)
-    run(tmp_path, facts, report=report, stop=stop)
-    entry = only(run(tmp_path, facts)[0])
-    for row in entry.measured:
-        if row.candidate != FULL:
-            assert row.graph_us is not None
-            assert row.graph_us == pytest.approx(facts[row.candidate], rel=0.03)
-    assert len(entry.measured) == len(facts)
+        study.ask()
+        measured = study.ask()
+        measured.set_user_attr("candidate", str(TF32))
+        measured.set_user_attr("row", json.dumps({"status": "ok", "graph_us": 7.0}))
+    outcome, bench = run(tmp_path, {FULL: 100.0})
+    assert TF32 not in bench.judged
+    entry = only(outcome)
+    assert set(statuses(entry).values()) <= {"ok", "slow"}
+    assert {r.candidate for r in entry.measured} == set(candidates_for(CUBE, GPU, LEVELS))
+    with open_storage(str(tmp_path / "trials.journal"), GPU) as storage:
+        study = optuna.load_study(study_name=name, storage=storage)
+    assert [t.state.name for t in study.trials[:3]] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert study.best_value == math.log(7.0)
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 6, "worker', b"\x00\x00\x00", b"{"])
@@ -513,10 +528,13 @@ def test_the_trials_can_be_read_with_optuna(tmp_path: Path) -> None:
         study = optuna.load_study(study_name=name, storage=storage)
     assert "example-gpu" in name
     assert "float32 512x512x512" in name
-    states = {t.params["candidate"]: t.state.name for t in study.trials}
-    assert states[str(FULL)] == "COMPLETE"
-    assert states[str(TF32)] == states[str(SPLIT)] == "PRUNED"
-    assert states[str(BF16)] == "FAIL"
+    trials = {t.user_attrs["candidate"]: t for t in study.trials}
+    assert len(trials) == len(study.trials) == len(candidates_for(CUBE, GPU, LEVELS))
+    assert trials[str(FULL)].state.name == "COMPLETE"
+    assert trials[str(SPLIT)].value == pytest.approx(math.log(300.0))  # slow, and its time known
+    assert trials[str(TF32)].state.name == "PRUNED"
+    assert trials[str(BF16)].state.name == "FAIL"
+    assert study.best_trial.user_attrs["candidate"] == str(FULL)
     assert study.best_trial.value == pytest.approx(math.log(100.0))
 
 
@@ -600,7 +618,7 @@ def test_progress_tells_every_step(tmp_path: Path) -> None:
     assert [p.done for p in first] == [0] * count + [1]
     assert first[-1].entry is not None
     assert {p.total for p in seen} == {2}
-    assert {p.candidates for p in first} == {count}
+    assert {(p.candidates, p.offered) for p in first} == {(count, count)}
     assert seen[-1].done == 2
 
 
@@ -613,6 +631,279 @@ def test_a_damaged_table_is_kept_aside_and_tuning_goes_on(tmp_path: Path) -> Non
     assert outcome.unfinished == 0
     assert path.with_name(path.name + ".kept-1").read_text() == "no table\n"
     assert len(read_table(path)[0].entries) == 1
+
+
+# ----------------------------------------------------------------------------- large spaces
+
+
+class Tiles(Strategy):
+    """Offers many candidates; those with one term are for the level ``high`` and below."""
+
+    name = "tiles"
+    dtypes = frozenset({torch.float32})
+
+    def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
+        extent = one_of(32, 64, 128, 256)
+        return {
+            "form": one_of("fused", "split"), "wide": one_of(False, True), "terms": one_of(1, 3),
+            "bm": extent, "bn": extent, "stages": one_of(2, 3, 4),
+        }  # fmt: skip
+
+    def space(self, problem: Problem, device: object) -> Iterator[dict[str, ParamValue]]:
+        extents, flags = (32, 64, 128, 256), (False, True)
+        for terms, form, bm, bn in itertools.product((1, 3), ("fused", "split"), extents, extents):
+            if bm * bn < 256 * 256:
+                for stages, wide in itertools.product((2, 3, 4), flags if bm > 64 else (False,)):
+                    yield {
+                        "terms": terms, "form": form, "bm": bm, "bn": bn, "stages": stages,
+                        "wide": wide,
+                    }  # fmt: skip
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        rho = 4.0 if params["terms"] == 3 else 2.0**13
+        return ErrorBound(rho, float(problem.k) / 2 + int(params["stages"]))
+
+    def bind(self, problem: Problem, device: object, params: Params) -> Run:
+        raise AssertionError("nothing runs on an invented GPU")
+
+
+def tile_us(problem: Problem, params: Params) -> float:
+    """A time with one optimum, which depends on the problem; fewer terms are faster."""
+    bm, bn = math.log2(int(params["bm"])), math.log2(int(params["bn"]))
+    best_m = min(max(math.log2(problem.m) - 2, 5), 8)
+    best_n = min(max(math.log2(problem.n) - 3, 5), 7)
+    return (
+        60.0
+        * (1 + 0.12 * (bm - best_m) ** 2 + 0.1 * (bn - best_n) ** 2 + 0.05 * abs(bm - bn))
+        * (1 + 0.06 * abs(int(params["stages"]) - 3))
+        * (1.0 if params["form"] == "split" else 1.2)
+        * (1.0 if params["wide"] else 1.05)
+        * (0.5 if params["terms"] == 1 else 1.0)
+    )
+
+
+class Hills(Recording):
+    """A bench on which ``tile_us`` is the time; ``bad`` says what is inaccurate or fails."""
+
+    def __init__(self, bad: Callable[[Params], str] = lambda params: "") -> None:
+        super().__init__({})
+        self.bad = bad
+
+    @contextmanager
+    def open(self, problem: Problem) -> Iterator[Recording]:
+        self.facts = {FULL: 100.0} | {
+            c: self.bad(c.kwargs) or tile_us(problem, c.kwargs) for c in tiles_of(problem)
+        }
+        with super().open(problem):
+            yield self
+
+    @property
+    def tiles(self) -> list[Candidate]:
+        return [c for c in self.judged if c.strategy == "tiles"]
+
+
+def tiles_of(problem: Problem, terms: int | None = None) -> list[Candidate]:
+    offered = BY_NAME["tiles"].candidates(problem, GPU)
+    return [c for c in offered if terms in (None, c.kwargs["terms"])]
+
+
+def explore(
+    problem: Problem, bench: Recording, known: Sequence[Entry] = (), levels: Sequence[str] = LEVELS
+) -> list[Measured]:
+    """Search a problem to the end, under a name that is the same on every machine."""
+    candidates = candidates_for(problem, GPU, levels)
+    storage = optuna.storages.InMemoryStorage()
+    one = Search(problem, GPU, levels, candidates, storage, "here", "all", known)
+    with bench.open(problem):
+        rows = one.measure_all(bench, lambda row: None, lambda: False)
+    assert rows is not None
+    assert len(rows) == one.planned < one.offered == len(candidates)
+    return rows
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy with two pools of more than 100 candidates each, beside the others."""
+    tiles = Tiles()
+    monkeypatch.setattr(strategies, "STRATEGIES", (*STRATEGIES, tiles))
+    monkeypatch.setattr(tuner, "STRATEGIES", (*FEW, tiles))
+    monkeypatch.setitem(BY_NAME, tiles.name, tiles)
+    assert min(len(tiles_of(CUBE, terms)) for terms in (1, 3)) > 100 > 2 * TRIALS
+
+
+@pytest.mark.usefixtures("many")
+def test_a_search_comes_near_the_optimum_of_every_pool_and_nearer_than_chance() -> None:
+    found, by_chance = [], []
+    for i in range(8):
+        problem = replace(CUBE, m=64 * 2 ** (i % 4), n=128 * 2 ** (i // 2))
+        rows = {row.candidate: row for row in explore(problem, Hills())}
+        for terms in (1, 3):
+            pool = tiles_of(problem, terms)
+            us = {c: tile_us(problem, c.kwargs) for c in pool}
+            best = min(us.values())
+            found.append(min(us[c] for c in pool if c in rows) / best)
+            draw = random.Random(i)
+            luck = [min(us[c] for c in draw.sample(pool, TRIALS)) / best for _ in range(50)]
+            by_chance.append(statistics.mean(luck))
+    assert max(found) < 1.06
+    assert statistics.mean(found) - 1 < 0.3 * (statistics.mean(by_chance) - 1)
+
+
+@pytest.mark.usefixtures("many")
+def test_a_search_tries_so_many_of_each_large_pool_and_all_of_the_small_ones(
+    tmp_path: Path,
+) -> None:
+    seen: list[Progress] = []
+    bench = Hills()
+    outcome, _ = run(tmp_path, bench, report=seen.append)
+    everything = candidates_for(CUBE, GPU, LEVELS)
+    assert set(Counter(bench.judged).values()) == {1}, "something was measured twice"
+    assert bench.judged[0] == FULL
+    few = [c for c in bench.judged if c.strategy != "tiles"]
+    assert few == bench.judged[: len(few)]
+    assert set(few) == {c for c in everything if c.strategy != "tiles"}
+    assert Counter(c.kwargs["terms"] for c in bench.tiles) == {1: TRIALS, 3: TRIALS}
+    entry = only(outcome)
+    assert {row.candidate for row in entry.measured} == set(bench.judged)
+    assert {(p.candidates, p.offered) for p in seen} == {(len(bench.judged), len(everything))}
+    assert outcome.measured == len(bench.judged)
+    for level, terms in (("highest", 3), ("high", 1), ("medium", 1)):
+        best = min(tile_us(CUBE, c.kwargs) for c in tiles_of(CUBE, terms))
+        assert bench.us(chosen(entry, level)) < 1.1 * best
+    assert chosen(entry, "highest").kwargs["terms"] == 3
+    assert run(tmp_path, Hills())[1].judged == []
+
+
+@pytest.mark.usefixtures("many")
+def test_only_what_serves_a_wanted_level_is_searched(tmp_path: Path) -> None:
+    bench = Hills()
+    entry = only(run(tmp_path, bench, levels=("highest",))[0])
+    assert Counter(c.kwargs["terms"] for c in bench.tiles) == {3: TRIALS}
+    # One level later, what both admit and what only the new one admits are two pools.
+    later = Hills()
+    full = only(run(tmp_path, later, levels=("highest", "high"))[0])
+    assert Counter(c.kwargs["terms"] for c in later.tiles) == {1: TRIALS, 3: TRIALS}
+    assert set(chosen_in(entry)) <= set(later.judged)
+    assert set(statuses(entry)) | set(later.judged) == set(statuses(full))
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("count", [2, 20, 35, 70])
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, count: int
+) -> None:
+    straight, bench = run(tmp_path / "straight", Hills())
+    report, stop = stopper(count)
+    halves = Hills()
+    run(tmp_path, halves, report=report, stop=stop)
+    assert len(halves.judged) == count
+    outcome, _ = run(tmp_path, halves)
+    assert halves.judged == bench.judged
+    assert only(outcome).measured == only(straight).measured
+    assert only(outcome).choices == only(straight).choices
+
+
+@pytest.mark.usefixtures("many")
+def test_a_candidate_that_is_searched_and_kills_is_tried_twice_and_the_search_goes_on(
+    tmp_path: Path,
+) -> None:
+    straight = run(tmp_path / "straight", Hills())[1].tiles
+    bench = Hills()
+    bench.deadly = {straight[STARTS + 4]}
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run(tmp_path, bench)
+    entry = only(run(tmp_path, bench)[0])
+    upto = STARTS + 5
+    assert bench.tiles[: upto + 1] == [*straight[:upto], straight[upto - 1]]
+    assert Counter(Counter(bench.judged).values()).keys() == {1, 2}
+    assert {c for c in bench.judged if bench.judged.count(c) == 2} == bench.deadly
+    assert statuses(entry)[straight[upto - 1]] == "failed"
+    assert len(bench.tiles) == 2 * TRIALS + 1
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("status", ["inaccurate", "failed", "unsupported"])
+def test_a_search_turns_away_from_what_cannot_be_used(status: str) -> None:
+    """The faster half of the space is of no use; the best of the rest is found all the same."""
+    bench = Hills(lambda params: status if params["form"] == "split" else "")
+    rows = explore(CUBE, bench)
+    for terms in (1, 3):
+        pool = [row for row in rows if row.candidate in tiles_of(CUBE, terms)]
+        useless = [row for row in pool if row.status == status]
+        assert all(row.candidate.kwargs["form"] == "split" for row in useless)
+        assert 0 < len(useless) < TRIALS / 3
+        usable = [c for c in tiles_of(CUBE, terms) if c.kwargs["form"] == "fused"]
+        best = min(tile_us(CUBE, c.kwargs) for c in usable)
+        assert min(row.graph_us for row in pool if row.graph_us is not None) < 1.06 * best
+
+
+@pytest.mark.usefixtures("many")
+def test_an_inaccurate_candidate_of_a_search_is_never_chosen(tmp_path: Path) -> None:
+    bench = Hills(lambda params: "inaccurate" if params["form"] == "split" else "")
+    entry = only(run(tmp_path, bench)[0])
+    for candidate in chosen_in(entry):
+        assert candidate.kwargs["form"] == "fused"
+    assert "inaccurate" in statuses(entry).values()
+
+
+@pytest.mark.usefixtures("many")
+def test_what_won_nearby_is_tried_first_in_the_same_run_and_in_another(tmp_path: Path) -> None:
+    far, near = replace(CUBE, m=64), replace(CUBE, m=256, n=1024)
+    bench = Hills()
+    outcome, _ = run(tmp_path, bench, far, near)
+    second = bench.judged[bench.judged.index(FULL, 1) :]
+    third = run(tmp_path, Hills(), CUBE)[1].judged
+    for judged, nearest in ((second, outcome.entries[0]), (third, outcome.entries[1])):
+        for terms in (1, 3):
+            won = {c for c in chosen_in(nearest) if c.kwargs["terms"] == terms}
+            pool = [c for c in judged if c.kwargs.get("terms") == terms]
+            assert won
+            assert set(pool[: len(won)]) == won
+
+
+@pytest.mark.usefixtures("many")
+def test_a_search_goes_on_with_the_seeds_it_began_with(tmp_path: Path) -> None:
+    report, stop = stopper(len(candidates_for(CUBE, GPU, LEVELS)) - len(tiles_of(CUBE)) + 1)
+    bench = Hills()
+    run(tmp_path, bench, report=report, stop=stop)
+    run(tmp_path, Hills(), replace(CUBE, m=1024))
+    run(tmp_path, bench)
+    assert bench.judged == run(tmp_path / "straight", Hills())[1].judged
+
+
+@pytest.mark.usefixtures("many")
+def test_seeds_come_from_the_nearest_problems_that_tried_the_pool() -> None:
+    pool = tiles_of(CUBE, terms=3)
+    a, b, c, d, e, f, g = pool[:7]
+    elsewhere = tiles_of(CUBE, terms=1)[0]
+
+    def tuned(problem: Problem, choice_: Candidate, *rows: Measured) -> Entry:
+        return entry(problem, {"highest": choice(choice_)}, [row(choice_, 50.0), *rows])
+
+    far = tuned(replace(CUBE, m=1024), a, row(b, 90.0), row(c, 60.0), row(elsewhere, 1.0))
+    near = tuned(replace(CUBE, m=768), d, row(e, 30.0), row(f, 20.0, status="slow"))
+    other = tuned(replace(CUBE, m=520), FULL)
+    double = tuned(replace(CUBE, dtype=torch.float64), g)
+    remote = tuned(replace(CUBE, m=2**14), g)
+    assert seeds_for(CUBE, pool, [far, other, double, remote, near]) == [d, e, a, c]
+    assert seeds_for(CUBE, pool[:3], [far, other, near]) == [a, c]
+    assert seeds_for(CUBE, [elsewhere], [far, near]) == [elsewhere]
+    assert seeds_for(CUBE, pool, []) == []
+    crowd = [tuned(replace(CUBE, m=512 + 8 * i), pool[i]) for i in range(20)]
+    assert seeds_for(CUBE, pool, crowd) == pool[: search.SEEDS]
+
+
+@pytest.mark.usefixtures("many")
+def test_searching_again_keeps_no_old_row_and_the_old_choice_takes_part(tmp_path: Path) -> None:
+    first = only(run(tmp_path, Hills())[0])
+    bench = Hills()
+    bench.default = 200.0
+    again = only(run(tmp_path, bench, again=True)[0])
+    assert {row.candidate for row in again.measured} == set(bench.judged)
+    assert set(statuses(first)) - set(bench.judged), "both runs tried the same"
+    for mode, entrants in bench.finals:
+        assert {chosen(first, level, mode) for level in LEVELS} <= set(entrants)
 
 
 # ------------------------------------------------------------------------------- statistics
@@ -785,7 +1076,7 @@ class NaN(Sloppy):
 def suspects(monkeypatch: pytest.MonkeyPatch) -> dict[str, Candidate]:
     """Three strategies nobody should use, in every list of strategies."""
     bad = (Sloppy(), Broken(), NaN())
-    everyone = (*STRATEGIES, *bad)
+    everyone = (*FEW, *bad)
     monkeypatch.setattr(strategies, "STRATEGIES", everyone)
     monkeypatch.setattr(tuner, "STRATEGIES", everyone)
     for strategy in bad:
@@ -847,9 +1138,7 @@ def test_a_real_tuning_run_records_the_impostors_and_chooses_none(
 ) -> None:
     device = device_of(CPU)
     with torch.no_grad():
-        outcome = tune(
-            order(tmp_path, SMALL), device, lambda p: Workbench.open(p, device, CPU)
-        )
+        outcome = tune(order(tmp_path, SMALL), device, lambda p: Workbench.open(p, device, CPU))
     entry = only(outcome)
     told = statuses(entry)
     assert told[suspects["sloppy"]] == told[suspects["nan"]] == "inaccurate"

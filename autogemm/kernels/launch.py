@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from triton.compiler import CompiledKernel
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _MAX_COMPILED = 4096
 _compiled: dict[Hashable, Any] = {}
@@ -37,18 +38,24 @@ def launch(
     constants: Mapping[str, Any],
     *,
     num_warps: int,
+    registers: int | None = None,
+    descriptors: tuple[TensorDescriptor, ...] = (),
 ) -> None:
     """Run ``kernel`` on ``blocks`` programs of a one-dimensional grid, on the tensors' device.
 
-    It joins that device's current stream.
+    It joins that device's current stream. ``registers`` limits those of a thread, so that
+    several programs share a multiprocessor.
 
-    Its parameters must stand in this order: tensors, integers, floats, ``constants`` (its
-    constexprs, in the mapping's order).
+    Its parameters must stand in this order: descriptors, tensors, integers, floats,
+    ``constants`` (its constexprs, in the mapping's order).
     """
     device = tensors[0].get_device()
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current one
-            launch(kernel, blocks, tensors, integers, floats, constants, num_warps=num_warps)
+            launch(
+                kernel, blocks, tensors, integers, floats, constants, num_warps=num_warps,
+                registers=registers, descriptors=descriptors,
+            )  # fmt: skip
         return
     key = (
         kernel,
@@ -56,12 +63,19 @@ def launch(
         tuple(constants.values()),
         tuple([(x.dtype, x.data_ptr() & 15) for x in tensors]),
         device,
+        num_warps,
+        registers,
     )
     found = _compiled.get(key)
     if found is not None:
-        found[(blocks, 1, 1)](*tensors, *integers, *floats, *constants.values())
+        found[(blocks, 1, 1)](*descriptors, *tensors, *integers, *floats, *constants.values())
         return
-    result = kernel[(blocks,)](*tensors, *integers, *floats, **constants, num_warps=num_warps)
+    options = {"num_warps": num_warps}
+    if registers is not None:
+        options["maxnreg"] = registers
+    result = kernel[(blocks,)](
+        *descriptors, *tensors, *integers, *floats, **constants, **options
+    )
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
         if len(_compiled) >= _MAX_COMPILED:
             _compiled.clear()

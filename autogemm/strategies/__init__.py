@@ -6,6 +6,7 @@ between measured candidates goes to the one that stands earlier.
 
 from autogemm.strategies.addmm import Addmm, baseline
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
+from autogemm.strategies.emulated_fp32 import EmulatedFP32
 from autogemm.strategies.half import Half
 from autogemm.strategies.ksplit import KSplit
 from autogemm.strategies.matmul_axpby import MatmulAxpby
@@ -21,6 +22,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Padded(),
     TF32(),
     Half(),
+    EmulatedFP32(),
 )
 
 BY_NAME: dict[str, Strategy] = {strategy.name: strategy for strategy in STRATEGIES}

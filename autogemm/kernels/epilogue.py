@@ -1,0 +1,62 @@
+"""What kernels of products share at their end: an IEEE tile, and α·P + β·C into memory."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_IEEE_BLOCK = tl.constexpr(16)
+
+@triton.jit
+def ieee_tile(
+    a, b, i0, j0, m, n, first, last, a_row, a_k, b_row, b_k, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """The tile's products over k in [first, last), by IEEE float32 arithmetic."""
+    i = (i0 + tl.arange(0, BM)).to(tl.int64)
+    j = (j0 + tl.arange(0, BN)).to(tl.int64)
+    kk = tl.arange(0, _IEEE_BLOCK).to(tl.int64)
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in tl.range(first, last, _IEEE_BLOCK, num_stages=1):
+        at = start + kk
+        x = tl.load(
+            a + i[:, None] * a_row + at[None, :] * a_k,
+            mask=(i < m)[:, None] & (at < last)[None, :],
+            other=0.0,
+        )
+        y = tl.load(
+            b + at[:, None] * b_k + j[None, :] * b_row,
+            mask=(at < last)[:, None] & (j < n)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(x, y, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def store_tile(
+    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write α·total + β·C. ALIGNED: columns are contiguous and rows 16-byte aligned."""
+    r = tl.arange(0, BM)[:, None]
+    q = tl.arange(0, BN)[None, :]
+    if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
+        n = n // 4 * 4
+        c_row = c_row // 4 * 4
+        out_row = out_row // 4 * 4
+        inside = (r < m - i0) & (q < n - j0)
+        # Offsets within a tile fit 32 bits: rows of 2^24 elements are as long as they get.
+        total *= alpha
+        if HAS_C:
+            c += i0.to(tl.int64) * c_row + j0
+            total += beta * tl.load(c + (r * c_row + q), mask=inside, other=0.0)
+        out += i0.to(tl.int64) * out_row + j0
+        tl.store(out + (r * out_row + q), total, mask=inside)
+    else:
+        inside = (r < m - i0) & (q < n - j0)
+        r64 = (i0 + r).to(tl.int64)
+        q64 = (j0 + q).to(tl.int64)
+        total *= alpha
+        if HAS_C:
+            total += beta * tl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
+        tl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)

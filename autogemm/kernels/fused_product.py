@@ -1,0 +1,223 @@
+"""α·A·B + β·C in one launch: float32 tiles are split into fp16 terms on their way to the cores.
+
+A program computes one tile over one slice of k. The first block of k gives each row of A and
+column of B its power of two, with room above for elements 2⁵ times larger; hi·lo, lo·hi and
+hi·hi are added in one accumulator, which is promoted to a float32 total every few blocks.
+
+The first block's sum of |hi·hi| certifies the tile where it is so large that what the terms
+lose of small elements cannot matter; else the total itself may, or that sum over the whole
+slice. What is left, and tiles where an element outgrew fp16 or is inf or NaN, is computed
+again in IEEE arithmetic.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from autogemm.kernels.epilogue import ieee_tile, store_tile
+from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.raster import tile_origin
+from autogemm.kernels.reduce import reduce_slices
+from autogemm.kernels.split_product import Tiling, is_aligned
+
+_PLACE = tl.constexpr(10)
+"""Where the first block's largest magnitudes come to lie: [2¹⁰, 2¹¹)."""
+_CERTIFIED = tl.constexpr(2.0**20)
+"""The sum of |hi·hi|, in scaled units, beside which bits lost below 2⁻²⁵ are at most k/16
+units of the result's own bound: k·2⁻²⁵·(2¹⁶ + 2¹⁶) ≤ (k/16)·2⁻²⁴·2²⁰."""
+_LOWEST_EXPONENT = tl.constexpr(-84)
+_SMALLEST_HALF = tl.constexpr(2.0**-24)
+
+
+@triton.jit
+def _tiles(a, b, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
+    x = a.load([at, i0]).T if A_T else a.load([i0, at])
+    y = b.load([j0, at]).T if B_T else b.load([at, j0])
+    return x, y
+
+
+@triton.jit
+def _scale(largest):
+    """The power of two that brings a stretch's largest finite magnitude to about 2^_PLACE."""
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) - 127
+    exponent = tl.where(largest > 0, tl.maximum(exponent, _LOWEST_EXPONENT), 0) - _PLACE
+    return ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _inverse(power):
+    """The reciprocal of a power of two."""
+    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _largest(x, axis: tl.constexpr):
+    magnitude = tl.abs(x)
+    return tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), axis)
+
+
+@triton.jit
+def _absolute(x, down):
+    """|hi|, 0 for nothing but zeros, so that a sum of 0 proves that all products are."""
+    return tl.where(x != 0, tl.maximum(tl.abs(x * down), _SMALLEST_HALF), 0.0).to(tl.float16)
+
+
+@triton.jit
+def _weight(
+    a, b, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The sum of |hi·hi| over k in [first, last)."""
+    x, y = _tiles(a, b, i0, j0, first, A_T, B_T)
+    a_down = _scale(_largest(x, 1))
+    b_down = _scale(_largest(y, 0))
+    weight = tl.zeros((BM, BN), dtype=tl.float32)
+    for at in tl.range(first, last, BK, num_stages=1):
+        x, y = _tiles(a, b, i0, j0, at, A_T, B_T)
+        weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]), weight)
+    return weight
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
+        "slice_k", "chunk_blocks", "group", "alpha", "beta", "gain",
+    ]
+)  # fmt: skip
+def _fused_kernel(
+    a_tiles, b_tiles, a, b, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
+    out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
+    HAS_C: tl.constexpr, ALIGNED: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
+    TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+    slice_ = tl.program_id(0) // tiles
+    i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
+    first = slice_ * slice_k
+    last = tl.minimum(first + slice_k, k)
+    x, y = _tiles(a_tiles, b_tiles, i0, j0, first, A_T, B_T)
+    a_down = _scale(_largest(x, 1))
+    b_down = _scale(_largest(y, 0))
+    inside = (tl.arange(0, BM) < m - i0)[:, None] & (tl.arange(0, BN) < n - j0)[None, :]
+    weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]))
+    doubtful = tl.max(tl.max((inside & (weight < _CERTIFIED)).to(tl.int32), 1), 0)
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    part = tl.zeros((BM, BN), dtype=tl.float32)
+    in_chunk = 0
+    for at in tl.range(first, last, BK, num_stages=STAGES):
+        x, y = _tiles(a_tiles, b_tiles, i0, j0, at, A_T, B_T)
+        x *= a_down[:, None]
+        y *= b_down[None, :]
+        a_hi = x.to(tl.float16)
+        b_hi = y.to(tl.float16)
+        if TERMS == 2:
+            a_lo = (x - a_hi.to(tl.float32)).to(tl.float16)
+            b_lo = (y - b_hi.to(tl.float32)).to(tl.float16)
+            part = tl.dot(a_hi, b_lo, part)
+            part = tl.dot(a_lo, b_hi, part)
+        part = tl.dot(a_hi, b_hi, part)
+        in_chunk += 1
+        if in_chunk == chunk_blocks:
+            total += part * (1.0 + gain * in_chunk)
+            part = tl.zeros((BM, BN), dtype=tl.float32)
+            in_chunk = 0
+    total += part * (1.0 + gain * in_chunk)
+    magnitude = tl.abs(total)
+    # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
+    finite = magnitude < float("inf")
+    wrong = tl.max(tl.max((inside & (finite == 0)).to(tl.int32), 1), 0)
+    # The smaller factor first: the other way round could overflow where the result does not.
+    a_up = _inverse(a_down)
+    b_up = _inverse(b_down)
+    low = tl.minimum(a_up[:, None], b_up[None, :])
+    high = tl.maximum(a_up[:, None], b_up[None, :])
+    if doubtful > 0:
+        doubtful = tl.max(tl.max((inside & (magnitude < _CERTIFIED)).to(tl.int32), 1), 0)
+    total = total * low * high
+    if (doubtful > 0) & (wrong == 0):
+        weight = _weight(a_tiles, b_tiles, i0, j0, first, last, A_T, B_T, BM, BN, BK)
+        light = inside & (weight < _CERTIFIED) & (weight != 0)
+        wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
+    if wrong > 0:
+        total = ieee_tile(a, b, i0, j0, m, n, first, last, a_row, a_k, b_row, b_k, BM, BN)
+    if ALIGNED:
+        n = n // 4 * 4
+    out += slice_.to(tl.int64) * m * n  # one matrix a slice
+    store_tile(
+        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ALIGNED,
+        BM, BN,
+    )  # fmt: skip
+
+
+def fused_product(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    terms: int,
+    chunk: int,
+    slices: int,
+    tiling: Tiling,
+    gain: float,
+    registers: int | None,
+) -> None:
+    """Write α·A·B + β·C (α·A·B where C is None) into ``out``, which may be C.
+
+    All are float32. A and B have one contiguous extent each, rows (columns) of it 16-byte
+    aligned. ``chunk`` elements of k are summed before a promotion, ``slices`` parts of k
+    computed apart and added by a second launch. ``gain`` per block of k multiplies partial
+    sums, against the tensor cores' habit of truncating.
+    """
+    (m, k), n = A.shape, B.shape[1]
+    slice_k = ceil_div(ceil_div(k, slices), tiling.bk) * tiling.bk
+    slices = ceil_div(k, slice_k)
+    target, source = out, C
+    if slices > 1:
+        target, source = torch.empty(slices * m, n, dtype=torch.float32, device=A.device), None
+    read = target if source is None else source
+    a_t, b_t = A.stride(1) != 1, B.stride(1) != 1
+    b_k, b_row = B.stride()
+    launch(
+        _fused_kernel,
+        ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn) * slices,
+        (A, B, read, target),
+        (
+            m, n, k, *A.stride(), b_row, b_k, *read.stride(), *target.stride(), slice_k,
+            chunk // tiling.bk, tiling.group,
+        ),  # fmt: skip
+        (alpha, beta, gain) if slices == 1 else (1.0, 0.0, gain),
+        {
+            "HAS_C": source is not None,
+            "ALIGNED": is_aligned(read) and is_aligned(target),
+            "A_T": a_t,
+            "B_T": b_t,
+            "TERMS": terms,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "BK": tiling.bk,
+            "STAGES": tiling.stages,
+        },
+        num_warps=tiling.warps,
+        registers=registers,
+        descriptors=(
+            _described(A, a_t, tiling.bm, tiling.bk),
+            _described(B, b_t, tiling.bk, tiling.bn),
+        ),
+    )
+    if slices > 1:
+        reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
+    else:
+        written(out)
+
+
+def _described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
+    if transposed:
+        x, rows, cols = x.t(), cols, rows
+    return TensorDescriptor(x, list(x.shape), [x.stride(0), 1], [rows, cols])

@@ -1,0 +1,201 @@
+"""float32 operands as scaled fp16 terms: x·2^s ≈ hi + 2⁻¹¹·lo, with a scale for each stretch.
+
+A stretch is one row of A (column of B) over ``chunk`` elements of k. Its power of two brings
+the largest magnitude into [2¹⁴, 2¹⁵), so that hi and lo hold 23 of its 24 bits down to
+2⁻²⁷ of it. One launch reads both operands once, in whatever order they lie, and writes the
+terms with k contiguous, as tensor cores like them.
+
+inf and NaN travel in lo, their hi being 0: hi·hi is then finite, and of the cross products
+only theirs is not, with the sign that IEEE arithmetic gives it. For that, hi is 0 for nothing
+else but zeros. With one term they travel in hi.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from autogemm.kernels.launch import ceil_div, launch
+
+_ELEMENTS = {64: 2048, 128: 2048, 256: 4096, 512: 8192, 1024: 8192, 2048: 16384}
+"""Of one program, by chunk; 16 a thread. Measured best on an H200 for 1024² to 4096²."""
+_FAR = 2**31 // 2048
+"""Offsets within a program's block fit 32 bits below this stride: no chunk is longer."""
+
+# Bit patterns and binary exponents, as integers: the interpreter and the compiler agree on them.
+_INFINITY = tl.constexpr(0x7F800000)
+_LOWEST_EXPONENT = tl.constexpr(-84)
+"""Stretches whose largest magnitude is below 2^this are scaled as if it were there."""
+_LOWEST_SAFE = tl.constexpr(-20)
+"""Stretches that lie lower are flagged: sums of their products may underflow."""
+
+SCALE_BIASES = (-42, 0)
+"""Binary exponents by which the scales of A and B are off, chosen so that no product of a
+partial sum with them overflows or underflows on the way: the sum comes out 2⁻¹⁴ of itself."""
+
+
+@triton.jit
+def _extremes(a_high, a_low, a_any, b_high, b_low, b_any):
+    return tl.maximum(a_high, b_high), tl.minimum(a_low, b_low), a_any | b_any
+
+
+@triton.jit
+def _split_block(
+    block, x, terms, scales, rows, k, x_row, x_k, pitch, bias, ORDER: tl.constexpr,
+    ALIGNED: tl.constexpr, TERMS: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
+        rows = rows // 4 * 4
+        k = k // 4 * 4
+        if ORDER == 1:
+            x_row = x_row // 4 * 4
+        else:
+            x_k = x_k // 4 * 4
+    pitch = pitch // 8 * 8  # zeros fill the rows up to it
+    # Neighbours in memory go to neighbouring programs.
+    if ORDER == 2:
+        across = tl.cdiv(rows, R)
+        first_row = block % across * R
+        chunk = block // across
+    else:
+        across = tl.cdiv(k, CHUNK)
+        first_row = block // across * R
+        chunk = block % across
+    first_k = chunk * CHUNK
+    r = tl.arange(0, R)
+    c = tl.arange(0, CHUNK)
+    if ORDER == 1:
+        x += first_row.to(tl.int64) * x_row + first_k
+        at = r[:, None] * x_row + c[None, :]
+    elif ORDER == 2:
+        x += first_row + first_k.to(tl.int64) * x_k
+        at = r[:, None] + c[None, :] * x_k
+    else:
+        x += first_row.to(tl.int64) * x_row + first_k.to(tl.int64) * x_k
+        at = r.to(tl.int64)[:, None] * x_row + c.to(tl.int64)[None, :] * x_k
+    inside = (r < rows - first_row)[:, None] & (c < k - first_k)[None, :]
+    value = tl.load(x + at, mask=inside, other=0.0)
+    bits = tl.abs(value).to(tl.int32, bitcast=True)
+    special = bits >= _INFINITY
+    # One reduction for all three: what is not special, what is not 0, and whether any is special.
+    nonzero = (bits - 1).to(tl.uint32, bitcast=True)
+    highest, lowest, any_special = tl.reduce(
+        (tl.where(special, 0, bits), nonzero, special.to(tl.int32)), 1, _extremes
+    )
+    exponent = tl.maximum((highest >> 23) - 127, _LOWEST_EXPONENT)
+    # The smallest magnitude that its terms hold in full lies 2^27 (28, with one term) below.
+    whole = tl.maximum(exponent + (100 if TERMS == 2 else 99), 1) << 23
+    small = lowest < (whole - 1).to(tl.uint32, bitcast=True)
+    odd = small | (any_special > 0) | ((exponent < _LOWEST_SAFE) & (highest > 0))
+    scaled = value * ((141 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
+    # What underflows becomes the smallest number: an infinite partner must meet no false zero.
+    hi = scaled.to(tl.float16).to(tl.int16, bitcast=True)
+    hi = tl.where(((hi & 0x7FFF) == 0) & (bits > 0), hi | 1, hi).to(tl.float16, bitcast=True)
+    if TERMS == 2:
+        hi = tl.where(special, 0.0, hi)
+        lo = ((scaled - hi.to(tl.float32)) * 2048.0).to(tl.float16)
+    terms += first_row.to(tl.int64) * pitch + first_k
+    at = terms + (r[:, None] * pitch + c[None, :])
+    kept = (r < rows - first_row)[:, None] & (c < pitch - first_k)[None, :]
+    tl.store(at, hi, mask=kept)
+    if TERMS == 2:
+        tl.store(at + rows.to(tl.int64) * pitch, lo, mask=kept)
+    scale = ((127 + bias + exponent) << 23).to(tl.float32, bitcast=True)
+    scale = tl.where(highest > 0, scale, 0.0)
+    # The sign is the flag: this stretch holds something that its terms do not hold in full.
+    scale = tl.where(odd, -tl.maximum(scale, 2.0**-126), scale)
+    scales += chunk.to(tl.int64) * rows + first_row
+    tl.store(scales + r, scale, mask=r < rows - first_row)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "a_row", "a_k", "n", "b_row", "b_k", "k", "pitch", "blocks", "a_bias", "b_bias",
+    ]
+)  # fmt: skip
+def _split_kernel(
+    a, b, terms, scales, m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, a_bias, b_bias,
+    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
+    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    if block < blocks:
+        _split_block(
+            block, a, terms, scales, m, k, a_row, a_k, pitch, a_bias, A_ORDER, A_ALIGNED, TERMS,
+            R, CHUNK,
+        )  # fmt: skip
+    else:
+        _split_block(
+            block - blocks, b, terms + TERMS * m.to(tl.int64) * (pitch // 8 * 8),
+            scales + tl.cdiv(k, CHUNK).to(tl.int64) * m, n, k, b_row, b_k, pitch, b_bias, B_ORDER,
+            B_ALIGNED, TERMS, R, CHUNK,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The terms and scales of both operands."""
+
+    terms: torch.Tensor
+    """fp16, k contiguous, rows 16-byte aligned: A's hi (m rows), A's lo, B's hi (n), B's lo."""
+    scales: torch.Tensor
+    """float32, of A (chunks, m), then of B (chunks, n): 2^(e + bias), e the exponent of the
+    stretch's largest finite magnitude and bias from ``SCALE_BIASES``, 0 where it has none;
+    negative where it holds an inf, a NaN, or an element too small for its terms."""
+
+
+def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> Split:
+    """Split the rows of A (m, k) and the columns of B (k, n), float32 with any strides.
+
+    ``terms`` is 1 or 2, ``chunk`` a power of two from 64 to 2048.
+    """
+    (m, k), n = A.shape, B.shape[1]
+    pitch = ceil_div(k, 8) * 8
+    chunks = ceil_div(k, chunk)
+    buffer = torch.empty((m + n) * terms, pitch, dtype=torch.float16, device=A.device)
+    scales = torch.empty(chunks * (m + n), dtype=torch.float32, device=A.device)
+    (a_row, a_k), (b_k, b_row) = A.stride(), B.stride()
+    orders = _order(a_row, a_k), _order(b_row, b_k)
+    elements = _ELEMENTS[chunk]
+    if orders == (2, 2):  # 8 rows make 32 bytes, a short access
+        elements = max(elements, 16 * chunk)
+    stretches = elements // chunk
+    blocks = ceil_div(m, stretches) * chunks
+    launch(
+        _split_kernel,
+        blocks + ceil_div(n, stretches) * chunks,
+        (A, B, buffer, scales),
+        (m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, *SCALE_BIASES),
+        (),
+        {
+            "A_ORDER": orders[0],
+            "B_ORDER": orders[1],
+            "A_ALIGNED": _aligned(A, a_row, a_k, m, k),
+            "B_ALIGNED": _aligned(B, b_row, b_k, n, k),
+            "TERMS": terms,
+            "R": stretches,
+            "CHUNK": chunk,
+        },
+        num_warps=elements // 512,
+    )
+    return Split(buffer, scales)
+
+
+def _order(row: int, k: int) -> int:
+    """1 where k is contiguous, 2 where rows are; 0 where neither is, or 32 bits fall short."""
+    if max(row, k) >= _FAR:
+        return 0
+    return 1 if k == 1 else 2 if row == 1 else 0
+
+
+def _aligned(x: torch.Tensor, row: int, k_stride: int, rows: int, k: int) -> bool:
+    return (
+        1 in (row, k_stride)
+        and max(row, k_stride) % 4 == 0
+        and rows % 4 == 0
+        and k % 4 == 0
+        and x.data_ptr() % 16 == 0
+    )

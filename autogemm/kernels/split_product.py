@@ -1,0 +1,232 @@
+"""α·A·B + β·C from split operands (``kernels/split.py``): fp16 products, promoted sums, a check.
+
+A program computes one tile. Over each chunk of k the tensor cores add hi·hi, and hi·lo + lo·hi
+apart; the sums are scaled and added to a float32 total with ordinary rounding. An element
+whose stretches are flagged is certified where the total, or the sum of |hi·hi|, is so large
+that what the terms lost cannot matter. A tile with an uncertified element is computed again,
+in IEEE arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from autogemm.kernels.epilogue import ieee_tile, store_tile
+from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.raster import tile_origin
+from autogemm.kernels.split import Split
+
+TOTAL_SCALE = 2.0**14
+"""What a total must be multiplied by: the scales' biases leave it this much too small."""
+
+CERTIFIED = {2: 2.0**8, 1: 2.0**20}
+"""By terms: the sum of |hi·hi|, in scaled units, beside which lost bits of small elements are
+at most k/16 units of the result's own bound."""
+
+_UNDERFLOW = tl.constexpr(2.0**-96)
+_TOTAL_SCALE = tl.constexpr(TOTAL_SCALE)
+_FLAG_CHUNKS = tl.constexpr(8)
+
+
+@triton.jit
+def _partial(
+    a, b, i0, a_lo_row, j0, b_lo_row, first, last, TERMS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The sum over blocks [first, last) of k: hi·hi + 2⁻¹¹(hi·lo + lo·hi)."""
+    high = tl.zeros((BM, BN), dtype=tl.float32)
+    if TERMS == 2:
+        cross = tl.zeros((BM, BN), dtype=tl.float32)
+    for block in tl.range(first, last, num_stages=STAGES):
+        at = block * BK
+        a_hi = a.load([i0, at])
+        b_hi = b.load([j0, at]).T
+        high = tl.dot(a_hi, b_hi, high)
+        if TERMS == 2:
+            a_lo = a.load([a_lo_row, at])
+            b_lo = b.load([b_lo_row, at]).T
+            cross = tl.dot(a_hi, b_lo, cross)
+            cross = tl.dot(a_lo, b_hi, cross)
+    if TERMS == 2:
+        high += cross * 0.00048828125
+    return high
+
+
+@triton.jit
+def _stretches(scales, rows, first_row, chunks, BLOCK: tl.constexpr):
+    """The largest scale of each row over all chunks, and whether any of them is flagged."""
+    r = first_row + tl.arange(0, BLOCK)
+    largest = tl.zeros((BLOCK,), dtype=tl.float32)
+    least = tl.zeros((BLOCK,), dtype=tl.float32)
+    for first in range(0, chunks, _FLAG_CHUNKS):
+        c = first + tl.arange(0, _FLAG_CHUNKS)
+        scale = tl.load(
+            scales + c.to(tl.int64)[:, None] * rows + r[None, :],
+            mask=(c < chunks)[:, None] & (r < rows)[None, :],
+            other=0.0,
+        )
+        largest = tl.maximum(largest, tl.max(tl.abs(scale), 0))
+        least = tl.minimum(least, tl.min(scale, 0))
+    return largest, least < 0
+
+
+@triton.jit
+def _needed(a_largest, b_largest, a_odd, b_odd, certified):
+    """How large a sum must be to certify an element: 0 where no stretch of it is flagged."""
+    need = (a_largest * (certified * _TOTAL_SCALE))[:, None] * b_largest[None, :]
+    need = tl.where(need > 0, tl.maximum(need, _UNDERFLOW), 0.0)
+    return tl.where(a_odd[:, None] | b_odd[None, :], need, 0.0)
+
+
+@triton.jit
+def _weight(
+    a, b, b_first, a_scales, b_scales, i0, j0, m, n, blocks, chunk_blocks, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The sum of |hi·hi| over all k."""
+    weight = tl.zeros((BM, BN), dtype=tl.float32)
+    for block in tl.range(0, blocks, num_stages=1):
+        x = tl.abs(a.load([i0, block * BK]))
+        y = tl.abs(b.load([b_first + j0, block * BK])).T
+        chunk = block // chunk_blocks
+        i = tl.arange(0, BM)
+        j = tl.arange(0, BN)
+        fa = tl.load(a_scales + (chunk * m + i0) + i, mask=i < m - i0, other=0.0)
+        fb = tl.load(b_scales + (chunk * n + j0) + j, mask=j < n - j0, other=0.0)
+        part = tl.dot(x, y)
+        weight += (part * (tl.abs(fa) * _TOTAL_SCALE)[:, None]) * tl.abs(fb)[None, :]
+    return weight
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
+        "chunk_blocks", "group", "alpha", "beta", "gain", "certified",
+    ]
+)  # fmt: skip
+def _product_kernel(
+    a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row,
+    c_col, out_row, out_col, chunk_blocks, group, alpha, beta, gain, certified,
+    HAS_C: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    i0, j0 = tile_origin(tl.program_id(0), m, n, group, BM, BN)
+    blocks = tl.cdiv(k, BK)
+    chunks = tl.cdiv(blocks, chunk_blocks)
+    b_scales = a_scales + chunks.to(tl.int64) * m
+    b_first = TERMS * m  # B's terms lie behind A's
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    a_scale = a_scales + i0
+    b_scale = b_scales + j0
+    for first in range(0, blocks, chunk_blocks):
+        last = tl.minimum(first + chunk_blocks, blocks)
+        part = _partial(
+            a_terms, b_terms, i0, m + i0, b_first + j0, b_first + n + j0, first, last, TERMS, BM,
+            BN, BK, STAGES,
+        )  # fmt: skip
+        i = tl.arange(0, BM)
+        j = tl.arange(0, BN)
+        fa = tl.abs(tl.load(a_scale + i, mask=i < m - i0, other=0.0))
+        fb = tl.abs(tl.load(b_scale + j, mask=j < n - j0, other=0.0))
+        fa *= 1.0 + gain * (last - first)
+        total += (part * fa[:, None]) * fb[None, :]
+        a_scale += m
+        b_scale += n
+    total *= _TOTAL_SCALE
+    a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
+    b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
+    if (tl.max(a_odd.to(tl.int32), 0) | tl.max(b_odd.to(tl.int32), 0)) > 0:
+        need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
+        doubtful = tl.max(tl.max((tl.abs(total) < need).to(tl.int32), 1), 0)
+        # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
+        met = (total != total) & (a_odd[:, None] & b_odd[None, :])
+        wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
+        if (doubtful > 0) & (wrong == 0):
+            weight = _weight(
+                a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, blocks, chunk_blocks,
+                BM, BN, BK,
+            )  # fmt: skip
+            need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
+            # A weight of 0 is exact: hi is 0 for zeros alone.
+            light = (weight < need) & (weight != 0)
+            wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
+        if wrong > 0:
+            total = ieee_tile(a, b, i0, j0, m, n, 0, k, a_row, a_k, b_row, b_k, BM, BN)
+    store_tile(
+        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+        ALIGNED, BM, BN,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a product is cut up: tile, block of k, warps, pipeline stages, rows in a group."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    group: int = 8
+
+
+def split_product(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    split: Split,
+    *,
+    terms: int,
+    chunk: int,
+    tiling: Tiling,
+    gain: float,
+) -> None:
+    """Write α·A·B + β·C (α·A·B where C is None) into ``out``, float32 all, any strides.
+
+    ``split`` is ``split_both(A, B, terms=terms, chunk=chunk)``; ``gain`` per block of k
+    multiplies partial sums, against the tensor cores' habit of truncating. ``out`` may be C.
+    """
+    (m, k), n = A.shape, B.shape[1]
+    source = out if C is None else C
+    b_k, b_row = B.stride()
+    extents, pitches = [split.terms.shape[0], k], [split.terms.stride(0), 1]
+    a_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bm, tiling.bk])
+    b_terms = a_terms
+    if tiling.bn != tiling.bm:
+        b_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bn, tiling.bk])
+    launch(
+        _product_kernel,
+        ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn),
+        (A, B, split.scales, source, out),
+        (
+            m, n, k, *A.stride(), b_row, b_k, *source.stride(), *out.stride(),
+            chunk // tiling.bk, tiling.group,
+        ),  # fmt: skip
+        (alpha, beta, gain, CERTIFIED[terms]),
+        {
+            "HAS_C": C is not None,
+            "ALIGNED": is_aligned(source) and is_aligned(out),
+            "TERMS": terms,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "BK": tiling.bk,
+            "STAGES": tiling.stages,
+        },
+        num_warps=tiling.warps,
+        descriptors=(a_terms, b_terms),
+    )
+    written(out)
+
+
+def is_aligned(x: torch.Tensor) -> bool:
+    """Whether rows are contiguous and start at multiples of 16 bytes, for wide accesses."""
+    row, col = x.stride()
+    return col == 1 and row % 4 == 0 and x.shape[1] % 4 == 0 and x.data_ptr() % 16 == 0

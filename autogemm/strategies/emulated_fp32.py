@@ -1,0 +1,273 @@
+"""float32 products from fp16 tensor cores: hi·hi + hi·lo + lo·hi of operands split in two.
+
+Split operands keep 23 of 24 bits and their products are exact in float32; sums are promoted
+to IEEE float32 every ``chunk`` elements of k. Elements too small for their terms, inf and NaN
+are dealt with on the device (``kernels/split_product.py``, ``kernels/fused_product.py``), so
+that the bound holds for every input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+
+from autogemm.device import Device
+from autogemm.precision import ErrorBound
+from autogemm.problem import Problem
+from autogemm.strategies.base import Params, ParamValue, Run, Strategy, at_least, one_of
+
+_STEP = 16
+"""Elements of k that one tensor-core instruction adds."""
+
+# What truncation in the tensor cores takes from a sum on the way, in units of 2^-24 of it for
+# every step of k, on average over random signs; by compute capability, one accumulator for
+# hi·hi alone and one for all three products. Measured on an H200 (Triton 3.6); 0 elsewhere.
+_TRUNCATION = {(9, 0): (0.28, 0.76)}
+
+_REGISTERS = 65536
+"""Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
+
+_SPLIT_TILES = {
+    "fp16x3": ((128, 128, 64, 8, 3), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (64, 64, 64, 4, 3)),
+    "fp16": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3)),
+}
+_FUSED_TILES = (
+    (128, 128, 32, 8, 3),
+    (128, 64, 32, 4, 3),
+    (64, 128, 32, 4, 3),
+    (64, 64, 32, 4, 4),
+    (64, 64, 64, 4, 2),
+    (128, 32, 64, 4, 3),
+    (32, 128, 64, 4, 3),
+    (128, 16, 64, 4, 3),
+    (16, 128, 64, 4, 3),
+    (64, 16, 64, 4, 3),
+    (16, 64, 64, 4, 3),
+)
+"""(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
+
+_CHUNKS = {
+    ("split", "fp16x3"): (128, 256, 512, 1024, 2048),
+    ("split", "fp16"): (512, 2048),
+    ("fused", "fp16x3"): (64, 128, 256, 512),
+    ("fused", "fp16"): (512, 2048),
+}
+_WAVES = (1, 2, 4)
+"""Programs a multiprocessor that slices of k aim at."""
+
+
+class EmulatedFP32(Strategy):
+    """``form`` ``split`` writes split operands first, ``fused`` splits on the way (aligned only).
+
+    ``method`` ``fp16x3`` keeps float32's accuracy, ``fp16`` (one product of hi) that of
+    ``high``. ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``chunk`` the elements of
+    k between promotions, ``slices`` the parts of k computed apart, ``group`` the rows of
+    tiles that share columns in time.
+    """
+
+    name = "emulated_fp32"
+    dtypes = frozenset({torch.float32})
+    device_types = frozenset({"cuda"})
+    packages = ("triton",)
+    depends_on = ("torch", "triton")
+    min_capability = (8, 0)
+
+    def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
+        extent = one_of(16, 32, 64, 128, 256)
+        return {
+            "form": one_of("split", "fused"),
+            "method": one_of("fp16x3", "fp16"),
+            "bm": extent,
+            "bn": extent,
+            "bk": one_of(32, 64),
+            "warps": one_of(4, 8),
+            "stages": one_of(1, 2, 3, 4),
+            "chunk": one_of(64, 128, 256, 512, 1024, 2048),
+            "slices": at_least(1),
+            "group": at_least(1),
+        }
+
+    def wrong_parameters(self, params: Params) -> list[str]:
+        wrong = super().wrong_parameters(params)
+        if wrong:
+            return wrong
+        if params["form"] == "split" and (params["slices"] != 1 or min(_tile(params)) < 64):
+            return ["form 'split' takes no slices and tiles of at least 64 x 64"]
+        if max(_tile(params)) < 64:
+            return ["a tile needs 64 rows or columns"]
+        return []
+
+    def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        if "rocm" in device.features:
+            return ["the arithmetic of its tensor cores was studied on NVIDIA GPUs only"]
+        if params["form"] == "fused" and not {problem.a, problem.b} <= {"row", "col"}:
+            return ["operands are not 16-byte aligned with one contiguous extent"]
+        return []
+
+    def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
+        for method, tiles in _SPLIT_TILES.items():
+            for bm, bn, bk, warps, stages in tiles:
+                if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
+                    continue
+                many = _count(problem, bm, bn) > 2 * device.units
+                for chunk in _chunks("split", method, problem.k):
+                    for group in (8, 16) if many else (8,):
+                        yield _params("split", method, bm, bn, bk, warps, stages, chunk, 1, group)
+        for method in _SPLIT_TILES:
+            for bm, bn, bk, warps, stages in _FUSED_TILES:
+                if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
+                    continue
+                for slices in _slices(problem, device, bm, bn, bk):
+                    for chunk in _chunks("fused", method, -(-problem.k // slices)):
+                        yield _params(
+                            "fused", method, bm, bn, bk, warps, stages, chunk, slices, 8
+                        )
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        # docs/accuracy.md, "Emulated float32", derives every term.
+        k, slices = problem.k, int(params["slices"])
+        part = -(-k // slices)
+        chunk = min(part, int(params["chunk"]))
+        terms = 1 if params["method"] == "fp16" else 2
+        in_one = 3 if terms == 2 and params["form"] == "fused" else 1
+        steps = in_one * -(-chunk // _STEP)
+        truncation = 1.001 * ((in_one * chunk - 1) / 2 + 2 * steps)
+        if terms == 2 and in_one == 1:
+            truncation += 0.002 * chunk
+        correction = max(one[in_one == 3] for one in _TRUNCATION.values()) * chunk / _STEP
+        promotions = -(-part // chunk) + slices
+        growth = truncation + correction + promotions + k / 16 + 5
+        return ErrorBound(8.0 if terms == 2 else 2.0**14, growth)
+
+    def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        if params["form"] == "split":
+            return _bind_split(device, params)
+        return _bind_fused(device, params)
+
+    def workspace_bytes(self, problem: Problem, params: Params) -> int:
+        m, n, k = problem.m, problem.n, problem.k
+        if params["form"] == "split":
+            terms = 1 if params["method"] == "fp16" else 2
+            chunks = -(-k // int(params["chunk"]))
+            return (m + n) * (2 * terms * (-(-k // 8) * 8) + 4 * chunks)
+        slices = int(params["slices"])
+        return 4 * slices * m * n if slices > 1 else 0
+
+
+def _bind_split(device: Device, params: Params) -> Run:
+    from autogemm.kernels.split import split_both
+    from autogemm.kernels.split_product import Tiling, split_product
+
+    terms = 1 if params["method"] == "fp16" else 2
+    chunk, bk = int(params["chunk"]), int(params["bk"])
+    tiling = Tiling(
+        *_tile(params), bk, int(params["warps"]), int(params["stages"]), int(params["group"])
+    )
+    gain = _gain(device, bk, one_accumulator=False)
+
+    def run(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if out is None:
+            out = torch.empty(A.shape[0], B.shape[1], dtype=torch.float32, device=A.device)
+        split = split_both(A, B, terms=terms, chunk=chunk)
+        split_product(
+            float(alpha.real), A, B, float(beta.real), C, out, split, terms=terms, chunk=chunk,
+            tiling=tiling, gain=gain,
+        )  # fmt: skip
+        return out
+
+    return run
+
+
+def _bind_fused(device: Device, params: Params) -> Run:
+    from autogemm.kernels.fused_product import fused_product
+    from autogemm.kernels.split_product import Tiling
+
+    terms = 1 if params["method"] == "fp16" else 2
+    bm, bn = _tile(params)
+    transposed = bm < 64
+    if transposed:  # tensor cores take 64 rows at a time, and as few as 8 columns
+        bm, bn = bn, bm
+    bk, warps = int(params["bk"]), int(params["warps"])
+    tiling = Tiling(bm, bn, bk, warps, int(params["stages"]), int(params["group"]))
+    chunk, slices = int(params["chunk"]), int(params["slices"])
+    gain = _gain(device, bk, one_accumulator=terms == 2)
+    # Two programs share a multiprocessor: one converts while the other multiplies.
+    registers = _REGISTERS // (2 * 32 * warps) if warps == 8 else None
+
+    def run(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if out is None:
+            out = torch.empty(A.shape[0], B.shape[1], dtype=torch.float32, device=A.device)
+        target = out
+        if transposed:
+            A, B, target = B.t(), A.t(), out.t()
+            C = None if C is None else C.t()
+        fused_product(
+            float(alpha.real), A, B, float(beta.real), C, target, terms=terms, chunk=chunk,
+            slices=slices, tiling=tiling, gain=gain, registers=registers,
+        )  # fmt: skip
+        return out
+
+    return run
+
+
+def _gain(device: Device, bk: int, *, one_accumulator: bool) -> float:
+    """What truncation takes from a sum, on average, over a block of ``bk`` elements of k."""
+    apart, together = _TRUNCATION.get(device.capability, (0.0, 0.0))
+    return (together if one_accumulator else apart) * (bk / _STEP) * 2.0**-24
+
+
+def _params(
+    form: str, method: str, bm: int, bn: int, bk: int, warps: int, stages: int, chunk: int,
+    slices: int, group: int,
+) -> dict[str, ParamValue]:  # fmt: skip
+    return {
+        "form": form, "method": method, "bm": bm, "bn": bn, "bk": bk, "warps": warps,
+        "stages": stages, "chunk": chunk, "slices": slices, "group": group,
+    }  # fmt: skip
+
+
+def _tile(params: Params) -> tuple[int, int]:
+    return int(params["bm"]), int(params["bn"])
+
+
+def _fits(block: int, extent: int) -> bool:
+    """Whether a tile's extent suits the problem's: not half empty, not needlessly small."""
+    if block < 64:
+        return extent <= 2 * block
+    return block == 64 or extent > block // 2
+
+
+def _count(problem: Problem, bm: int, bn: int) -> int:
+    return -(-problem.m // bm) * -(-problem.n // bn)
+
+
+def _chunks(form: str, method: str, k: int) -> Iterator[int]:
+    """The chunk lengths worth trying: up to the first that covers k."""
+    covered = False
+    for chunk in _CHUNKS[form, method]:
+        if not covered:
+            yield chunk
+        covered = chunk >= k
+
+
+def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list[int]:
+    """Numbers of slices that fill the device, none where tiles alone do; slices are not short."""
+    tiles = _count(problem, bm, bn)
+    most = max(1, problem.k // (4 * bk))
+    aims = {min(most, max(1, waves * device.units // tiles)) for waves in _WAVES}
+    return sorted(aims)
