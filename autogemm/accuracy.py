@@ -77,6 +77,19 @@ def worst_ratio(
     return worst, complaint
 
 
+def error_norm(samples: list[Sample], run: Run, alpha: float, beta: float) -> float:
+    """‖Ĉ - C‖/‖C‖ (Frobenius) on the first sample, normal data, over its sampled elements."""
+    sample = samples[0]
+    C = sample.operands.C
+    out = None
+    if sample.operands.out is not None:
+        assert C is not None
+        C = out = C.clone()
+    result = run(alpha, sample.operands.A, sample.operands.B, 0.0 if C is None else beta, C, out)
+    error = result[sample.rows][:, sample.cols].to(sample.reference.dtype) - sample.reference
+    return float(error.norm() / sample.reference.norm())
+
+
 def _ratio(result: torch.Tensor, sample: Sample, problem: Problem) -> float:
     wide = sample.reference.dtype
     values = result[sample.rows][:, sample.cols].to(wide)

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
+
+import torch
 
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
@@ -26,6 +28,9 @@ HOST_BOUND = 1.1
 """Eager time over graph time above which a candidate waits for the host."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
+NORM_SLACK = 1.01
+"""At ``highest`` a candidate's error norm may exceed the baseline's by this: the noise between
+two algorithms of equal accuracy on a few thousand elements."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -64,7 +69,7 @@ def finals(
     for mode in modes:
         entrants: dict[Candidate, None] = {}
         for level in levels:
-            able = _able(problem, level, rows)
+            able = able_at(problem, level, rows)
             able.sort(key=lambda row: time_of(row, mode) or math.inf)
             entrants.update(dict.fromkeys(row.candidate for row in able[:FINALISTS]))
             entrants.update({baseline(problem, level): None})
@@ -83,7 +88,7 @@ def finals(
                 replace(row, graph_us=median) if mode == "graph" else replace(row, eager_us=median)
             )
         for level in levels:
-            able_there = {row.candidate for row in _able(problem, level, rows)}
+            able_there = {row.candidate for row in able_at(problem, level, rows)}
             base = baseline(problem, level)
             field = {c: t for c, t in times.items() if c in able_there or c == base}
             host_bound = {c for c in field if mode == "eager" and _waits(by_candidate[c])}
@@ -151,15 +156,29 @@ def _runs(row: Measured) -> bool:
     return row.status not in ("failed", "unsupported")
 
 
-def _able(problem: Problem, level: str, rows: Sequence[Measured]) -> list[Measured]:
-    """The rows that were measured well and whose declared bound serves a level."""
+def able_at(problem: Problem, level: str, rows: Sequence[Measured]) -> list[Measured]:
+    """The rows that were measured well, and whose bound and typical error serve a level."""
     return [
         row
         for row in rows
         if row.status == "ok"
+        and not is_noisier(problem, level, row, rows)
         and Tolerance(level).admits(
             BY_NAME[row.candidate.strategy].bound(problem, row.candidate.kwargs),
             problem.dtype,
             problem.k,
         )
     ]
+
+
+def is_noisier(problem: Problem, level: str, row: Measured, rows: Iterable[Measured]) -> bool:
+    """Whether a float32 candidate is typically less accurate than the baseline at ``highest``.
+
+    Its bound may promise as much and yet leave room that ordinary data do not need.
+    """
+    if level != "highest" or problem.dtype is not torch.float32 or row.error_norm is None:
+        return False
+    base = baseline(problem, level)
+    norms = [other.error_norm for other in rows if other.candidate == base]
+    norm = norms[0] if norms else None
+    return norm is not None and row.error_norm > NORM_SLACK * norm

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from autogemm.accuracy import Sample, sample_references, worst_ratio
+from autogemm.accuracy import Sample, error_norm, sample_references, worst_ratio
 from autogemm.database.entries import Measured
 from autogemm.device import Device
 from autogemm.operands import Operands, make_operands, normal
@@ -110,6 +110,7 @@ class Workbench:
                     note=complaint,
                     workspace_bytes=workspace,
                 )  # fmt: skip
+            norm = error_norm(self.samples, run, ALPHA, BETA)
             graph = self.graph(run) if self.device.has_cuda else None
             rough = (graph or self.eager(run))()
             slow = screen(rough)
@@ -121,7 +122,7 @@ class Workbench:
                 eager_us = self._eager_median(run, graph_us)
             return Measured(
                 candidate=candidate, status="slow" if slow else "ok", graph_us=graph_us,
-                eager_us=eager_us, error=error, workspace_bytes=workspace,
+                eager_us=eager_us, error=error, error_norm=norm, workspace_bytes=workspace,
             )  # fmt: skip
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as problem:
             if _context_is_lost(problem):

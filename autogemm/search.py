@@ -11,6 +11,7 @@ a search that was cut off goes on as if it had not been.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -25,7 +26,7 @@ from autogemm.database import Entry, Measured
 from autogemm.database.lookup import time_of
 from autogemm.database.prediction import REACH, distance
 from autogemm.device import Device
-from autogemm.finals import Bench
+from autogemm.finals import Bench, is_noisier
 from autogemm.precision import Tolerance
 from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, Candidate
@@ -83,7 +84,7 @@ class Search:
     @property
     def planned(self) -> int:
         """How many of them will have been measured at the end."""
-        return sum(min(len(pool), TRIALS) for pool in self._pools)
+        return sum(min(len(pool), TRIALS) for _, pool in self._pools)
 
     def forget(self, before: float) -> None:
         """Start over, unless that was done since ``before``: a run may go on in a new process."""
@@ -107,8 +108,8 @@ class Search:
 
     # -------------------------------------------------------------------------- what is next
 
-    def _pooled(self, levels: Sequence[str]) -> list[list[Candidate]]:
-        """The candidates by strategy and by the levels that admit them."""
+    def _pooled(self, levels: Sequence[str]) -> list[tuple[str, list[Candidate]]]:
+        """The candidates by strategy and by the levels that admit them, with the strictest."""
         problem = self._problem
         pools: dict[tuple[str, ...], list[Candidate]] = {}
         for candidate, bound in self._bounds.items():
@@ -118,15 +119,20 @@ class Search:
                 if Tolerance(level).admits(bound, problem.dtype, problem.k)
             )
             pools.setdefault((candidate.strategy, *admitting), []).append(candidate)
-        return list(pools.values())
+        return [(key[1] if len(key) > 1 else "", pool) for key, pool in pools.items()]
 
     def _parts(self) -> list[_Part]:
-        few = [c for pool in self._pools if len(pool) <= TRIALS for c in pool]
-        many = [pool for pool in self._pools if len(pool) > TRIALS]
+        few = [c for _, pool in self._pools if len(pool) <= TRIALS for c in pool]
+        many = [(level, pool) for level, pool in self._pools if len(pool) > TRIALS]
         parts: list[_Part] = [_Listed(few, self._name)]
-        for number, pool in enumerate(many):
-            parts.append(_Searched(pool, self._seeds(many), f"{self._name} | {number}"))
+        for number, (level, pool) in enumerate(many):
+            seeds = self._seeds([pool for _, pool in many])
+            usable = functools.partial(self._is_usable, level)
+            parts.append(_Searched(pool, seeds, f"{self._name} | {number}", usable))
         return parts
+
+    def _is_usable(self, level: str, row: Measured, rows: Rows) -> bool:
+        return not is_noisier(self._problem, level, row, rows.values())
 
     def _seeds(self, pools: Sequence[Collection[Candidate]]) -> list[Candidate]:
         """The seeds the study began with: it goes on with them, whatever was tuned meanwhile."""
@@ -221,9 +227,15 @@ class _Searched:
     """A large pool, of which ``TRIALS`` candidates are tried."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], seeds: Sequence[Candidate], name: str
+        self,
+        candidates: Sequence[Candidate],
+        seeds: Sequence[Candidate],
+        name: str,
+        usable: Callable[[Measured, Rows], bool],
     ) -> None:
+        """``usable`` says whether a measured candidate may be chosen at all."""
         self._name = name
+        self._usable = usable
         self._candidates = _shuffled(candidates, name)
         self._axes = {key: _Axis(c.kwargs[key] for c in candidates) for key in candidates[0].kwargs}
         self._places = {
@@ -240,22 +252,24 @@ class _Searched:
         start = next((c for c in self._starts if c not in rows), None)
         if start is not None:
             return start
-        wanted = self._suggestion(tried)
+        wanted = self._suggestion(tried, rows)
         untried = (c for c in self._candidates if c not in rows)
         return min(untried, key=lambda c: self._distance(self._places[c], wanted))
 
-    def _suggestion(self, tried: Sequence[Measured]) -> Mapping[str, int]:
+    def _suggestion(self, tried: Sequence[Measured], rows: Rows) -> Mapping[str, int]:
         """What TPE, told of these trials and of nothing else, would like to see."""
         seed = random.Random(f"{self._name} | {len(tried)}").getrandbits(32)
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTS)
         study = optuna.create_study(sampler=sampler)
         distributions = {key: axis.distribution for key, axis in self._axes.items()}
-        study.add_trials(self._trial(row, distributions) for row in tried)
+        losses = [_loss(row) if self._usable(row, rows) else None for row in tried]
+        study.add_trials(map(functools.partial(self._trial, distributions), tried, losses))
         return study.ask(distributions).params
 
-    def _trial(self, row: Measured, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    def _trial(
+        self, distributions: dict[str, BaseDistribution], row: Measured, loss: float | None
+    ) -> FrozenTrial:
         """A measured candidate as TPE takes it: without a usable time it is infeasible."""
-        loss = _loss(row)
         return create_trial(
             state=TrialState.PRUNED if loss is None else TrialState.COMPLETE,
             value=loss,
@@ -333,6 +347,7 @@ def _to_json(row: Measured) -> str:
             "graph_us": row.graph_us,
             "eager_us": row.eager_us,
             "error": row.error,
+            "error_norm": row.error_norm,
             "workspace_bytes": row.workspace_bytes,
             "note": row.note,
         }

@@ -137,6 +137,10 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("float32", _cube(2048, 4096), "tt")
         yield from _each("float32", _SKINNY)
         yield from _each("float32", _SKINNY[:4], "nt")
+        yield from _each("float32", [(1024, 1024, 1024)], "tt")
+        yield from _each("float32", [(16, 4096, 4096), (128, 4096, 14336)], "tn")
+        for letters in ("nt", "tn", "tt"):
+            yield from _each("float32", [*_LONG_K[:2], (100000, 512, 512)], letters)
         yield from _each("float32", _ODD[:8])
         yield from _each("float32", _ODD_TRANSPOSED, "nt")
         yield from _each("float32", _cube(1024, 4096), "nn", "inplace")

@@ -29,8 +29,9 @@ Key = tuple[int, int, int, str, str, str, str, str]
 class Measured:
     """One candidate that was tried: the evidence behind a choice.
 
-    Times are medians of one call in microseconds. ``error`` is R = max |err| / (u·G); it and
-    the times are None where they were not taken.
+    Times are medians of one call in microseconds. ``error`` is R = max |err| / (u·G) over all
+    samples, ``error_norm`` the relative error ‖err‖/‖result‖ on normal data; they and the
+    times are None where they were not taken.
     """
 
     candidate: Candidate
@@ -38,6 +39,7 @@ class Measured:
     graph_us: float | None = None
     eager_us: float | None = None
     error: float | None = None
+    error_norm: float | None = None
     workspace_bytes: int = 0
     note: str = ""
 

@@ -134,7 +134,16 @@ def _measured_row(value: object) -> Measured:
     fields = mapping(
         value,
         ("strategy",),
-        ("with", "status", "graph_us", "eager_us", "error", "workspace_bytes", "note"),
+        (
+            "with",
+            "status",
+            "graph_us",
+            "eager_us",
+            "error",
+            "error_norm",
+            "workspace_bytes",
+            "note",
+        ),
     )
     return Measured(
         candidate=_candidate(fields),
@@ -142,6 +151,7 @@ def _measured_row(value: object) -> Measured:
         graph_us=optional(fields, "graph_us", positive, None),
         eager_us=optional(fields, "eager_us", positive, None),
         error=optional(fields, "error", not_negative, None),
+        error_norm=optional(fields, "error_norm", not_negative, None),
         workspace_bytes=optional(fields, "workspace_bytes", _COUNT, 0),
         note=optional(fields, "note", text, ""),
     )

@@ -164,6 +164,8 @@ def _measured(row: Measured) -> str:
         fields["eager_us"] = _significant(row.eager_us, 4)
     if row.error is not None and math.isfinite(row.error):
         fields["error"] = _significant(row.error, 3)
+    if row.error_norm is not None and math.isfinite(row.error_norm):
+        fields["error_norm"] = _significant(row.error_norm, 3)
     if row.workspace_bytes:
         fields["workspace_bytes"] = str(row.workspace_bytes)
     if row.note:

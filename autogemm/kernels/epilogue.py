@@ -7,6 +7,7 @@ import triton.language as tl
 
 _IEEE_BLOCK = tl.constexpr(16)
 
+
 @triton.jit
 def ieee_tile(
     a, b, i0, j0, m, n, first, last, a_row, a_k, b_row, b_k, BM: tl.constexpr, BN: tl.constexpr

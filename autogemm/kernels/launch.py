@@ -73,9 +73,7 @@ def launch(
     options = {"num_warps": num_warps}
     if registers is not None:
         options["maxnreg"] = registers
-    result = kernel[(blocks,)](
-        *descriptors, *tensors, *integers, *floats, **constants, **options
-    )
+    result = kernel[(blocks,)](*descriptors, *tensors, *integers, *floats, **constants, **options)
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
         if len(_compiled) >= _MAX_COMPILED:
             _compiled.clear()

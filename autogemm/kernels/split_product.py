@@ -58,6 +58,21 @@ def _partial(
 
 
 @triton.jit
+def _flagged(scales, rows, first_row, chunks, BLOCK: tl.constexpr):
+    """Whether any stretch of these rows is flagged."""
+    r = tl.arange(0, BLOCK)
+    scales += first_row
+    least = tl.zeros((_FLAG_CHUNKS, BLOCK), dtype=tl.float32)
+    for first in range(0, chunks, _FLAG_CHUNKS):
+        c = first + tl.arange(0, _FLAG_CHUNKS)
+        inside = (c < chunks)[:, None] & (r < rows - first_row)[None, :]
+        least = tl.minimum(
+            least, tl.load(scales + c[:, None] * rows + r[None, :], mask=inside, other=0.0)
+        )
+    return tl.min(tl.ravel(least), 0) < 0
+
+
+@triton.jit
 def _stretches(scales, rows, first_row, chunks, BLOCK: tl.constexpr):
     """The largest scale of each row over all chunks, and whether any of them is flagged."""
     r = first_row + tl.arange(0, BLOCK)
@@ -113,7 +128,7 @@ def _product_kernel(
     a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row,
     c_col, out_row, out_col, chunk_blocks, group, alpha, beta, gain, certified,
     HAS_C: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, GUARD: tl.constexpr,
 ):  # fmt: skip
     i0, j0 = tile_origin(tl.program_id(0), m, n, group, BM, BN)
     blocks = tl.cdiv(k, BK)
@@ -138,25 +153,26 @@ def _product_kernel(
         a_scale += m
         b_scale += n
     total *= _TOTAL_SCALE
-    a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
-    b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
-    if (tl.max(a_odd.to(tl.int32), 0) | tl.max(b_odd.to(tl.int32), 0)) > 0:
-        need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
-        doubtful = tl.max(tl.max((tl.abs(total) < need).to(tl.int32), 1), 0)
-        # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
-        met = (total != total) & (a_odd[:, None] & b_odd[None, :])
-        wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
-        if (doubtful > 0) & (wrong == 0):
-            weight = _weight(
-                a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, blocks, chunk_blocks,
-                BM, BN, BK,
-            )  # fmt: skip
+    if GUARD:
+        flagged = _flagged(a_scales, m, i0, chunks, BM) | _flagged(b_scales, n, j0, chunks, BN)
+        if flagged:
+            a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
+            b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
             need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
-            # A weight of 0 is exact: hi is 0 for zeros alone.
-            light = (weight < need) & (weight != 0)
-            wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
-        if wrong > 0:
-            total = ieee_tile(a, b, i0, j0, m, n, 0, k, a_row, a_k, b_row, b_k, BM, BN)
+            doubtful = tl.max(tl.max((tl.abs(total) < need).to(tl.int32), 1), 0)
+            # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
+            met = (total != total) & (a_odd[:, None] & b_odd[None, :])
+            wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
+            if (doubtful > 0) & (wrong == 0):
+                weight = _weight(
+                    a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, blocks,
+                    chunk_blocks, BM, BN, BK,
+                )  # fmt: skip
+                # A weight of 0 is exact: hi is 0 for zeros alone.
+                light = (weight < need) & (weight != 0)
+                wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
+            if wrong > 0:
+                total = ieee_tile(a, b, i0, j0, m, n, 0, k, a_row, a_k, b_row, b_k, BM, BN)
     store_tile(
         total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
         ALIGNED, BM, BN,
@@ -188,11 +204,13 @@ def split_product(
     chunk: int,
     tiling: Tiling,
     gain: float,
+    guard: bool = True,
 ) -> None:
     """Write α·A·B + β·C (α·A·B where C is None) into ``out``, float32 all, any strides.
 
     ``split`` is ``split_both(A, B, terms=terms, chunk=chunk)``; ``gain`` per block of k
     multiplies partial sums, against the tensor cores' habit of truncating. ``out`` may be C.
+    Without ``guard``, for benchmarks alone, the result is right for ordinary operands only.
     """
     (m, k), n = A.shape, B.shape[1]
     source = out if C is None else C
@@ -207,9 +225,17 @@ def split_product(
         ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn),
         (A, B, split.scales, source, out),
         (
-            m, n, k, *A.stride(), b_row, b_k, *source.stride(), *out.stride(),
-            chunk // tiling.bk, tiling.group,
-        ),  # fmt: skip
+            m,
+            n,
+            k,
+            *A.stride(),
+            b_row,
+            b_k,
+            *source.stride(),
+            *out.stride(),
+            chunk // tiling.bk,
+            tiling.group,
+        ),
         (alpha, beta, gain, CERTIFIED[terms]),
         {
             "HAS_C": C is not None,
@@ -219,6 +245,7 @@ def split_product(
             "BN": tiling.bn,
             "BK": tiling.bk,
             "STAGES": tiling.stages,
+            "GUARD": guard,
         },
         num_warps=tiling.warps,
         descriptors=(a_terms, b_terms),

@@ -120,9 +120,7 @@ class EmulatedFP32(Strategy):
                     continue
                 for slices in _slices(problem, device, bm, bn, bk):
                     for chunk in _chunks("fused", method, -(-problem.k // slices)):
-                        yield _params(
-                            "fused", method, bm, bn, bk, warps, stages, chunk, slices, 8
-                        )
+                        yield _params("fused", method, bm, bn, bk, warps, stages, chunk, slices, 8)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # docs/accuracy.md, "Emulated float32", derives every term.
@@ -137,7 +135,8 @@ class EmulatedFP32(Strategy):
             truncation += 0.002 * chunk
         correction = max(one[in_one == 3] for one in _TRUNCATION.values()) * chunk / _STEP
         promotions = -(-part // chunk) + slices
-        growth = truncation + correction + promotions + k / 16 + 5
+        lost = k / 16 if params["form"] == "split" else k / 8
+        growth = truncation + correction + promotions + lost + 5
         return ErrorBound(8.0 if terms == 2 else 2.0**14, growth)
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
