@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,9 +168,31 @@ class Explanation:
         lines += [f"tables    {', '.join(self.tables) or 'none'}"]
         if plan.passed_over or self.rejected:
             lines.append("rejected")
-            seen = dict.fromkeys((*plan.passed_over, *self.rejected))
-            lines += [f"  {candidate}: {reason}" for candidate, reason in seen]
+            lines += _in_short(dict.fromkeys((*plan.passed_over, *self.rejected)))
         return "\n".join(lines)
+
+
+_LINES_EACH = 5
+"""What one strategy may take up in a printed explanation; a large space would fill pages."""
+
+
+def _in_short(rejected: Iterable[tuple[Candidate, str]]) -> list[str]:
+    """A line a candidate, or one for all candidates of a strategy that share a reason."""
+    reasons: dict[str, dict[str, list[Candidate]]] = {}
+    for candidate, reason in rejected:
+        reasons.setdefault(candidate.strategy, {}).setdefault(reason, []).append(candidate)
+    lines = []
+    for strategy, groups in reasons.items():
+        for reason, candidates in list(groups.items())[:_LINES_EACH]:
+            many = len(candidates) > 2
+            name = f"{strategy} ({len(candidates)} candidates)" if many else candidates[0]
+            lines.append(f"  {name}: {reason}")
+            if len(candidates) == 2:
+                lines.append(f"  {candidates[1]}: {reason}")
+        left = sum(map(len, list(groups.values())[_LINES_EACH:]))
+        if left:
+            lines.append(f"  {strategy}: {left} more")
+    return lines
 
 
 def explain(

@@ -7,9 +7,10 @@ itself) that shows how much of a difference is noise.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -20,10 +21,11 @@ from autogemm.database.lookup import SWITCH_MARGIN
 from autogemm.database.prediction import NEAR, Model, admits, device_us
 from autogemm.device import Device
 from autogemm.measure import Workbench, in_turns, ratio
-from autogemm.precision import Tolerance
+from autogemm.precision import Tolerance, fp32_compute
 from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.report import geomean
 from autogemm.strategies import BY_NAME, Candidate, Run, baseline
+from autogemm.strategies.emulated_fp32 import EmulatedFP32
 
 _ROUNDS = 25
 _AGAIN = Candidate.of("baseline again")
@@ -143,6 +145,9 @@ def retime(
                 else:
                     runs[base], runs[name] = bench.bind(base), bench.bind(name)
                 contests[level] = (base, name, choice)
+                if mode == "graph" and level == "high" and problem.dtype is torch.float32:
+                    runs[_TF32] = _tf32_addmm
+                    contests[AGAINST_TF32] = (_TF32, name, choice)
             if not contests:
                 continue
             timers = {candidate: timer(run) for candidate, run in runs.items()}
@@ -161,6 +166,25 @@ def retime(
                     roofline=None if ceilings is None else ceilings.seconds(problem) * 1e6 / us,
                     error=errors.get(choice),
                 )  # fmt: skip
+
+
+_TF32 = Candidate.of("torch.addmm in TF32")
+AGAINST_TF32 = "high/tf32"
+"""The level under which a choice for ``high`` is compared with cuBLAS's own, unguarded TF32."""
+
+_IN_TF32 = fp32_compute("cuda", "tf32")
+
+
+def _tf32_addmm(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    with _IN_TF32:
+        return _plain_addmm(alpha, A, B, beta, C, out)
 
 
 def _plain_addmm(
@@ -212,18 +236,23 @@ class Regret:
     source: str
 
 
-def leave_one_out(entries: Sequence[Entry]) -> list[Regret]:
-    """Predict every entry's choices from all the others, and look up what they would cost."""
+def leave_one_out(entries: Sequence[Entry], device: Device | None = None) -> list[Regret]:
+    """Predict every entry's choices from all the others, and look up what they would cost.
+
+    With a ``device``, predictions that could not run there are passed over, as in a call.
+    """
     results: list[Regret] = []
     for entry in entries:
         others = Model((other, SWITCH_MARGIN) for other in entries if other is not entry)
         for level, choices in entry.choices.items():
             for mode in choices:
-                results += _regret(entry, others, level, mode)
+                results += _regret(entry, others, level, mode, device)
     return results
 
 
-def _regret(entry: Entry, others: Model, level: str, mode: str) -> Iterator[Regret]:
+def _regret(
+    entry: Entry, others: Model, level: str, mode: str, device: Device | None
+) -> Iterator[Regret]:
     problem = entry.problem
     tolerance = Tolerance(level)
     base = baseline(problem, level)
@@ -238,8 +267,12 @@ def _regret(entry: Entry, others: Model, level: str, mode: str) -> Iterator[Regr
         return
     predicted, source = base, "default"
     for prediction in others.predict(problem, tolerance, mode):
-        if prediction.candidate in times:
-            predicted = prediction.candidate
+        strategy, params = BY_NAME[prediction.candidate.strategy], prediction.candidate.kwargs
+        if device is not None and strategy.reasons_not(problem, device, params):
+            continue
+        stand_in = _measured_kin(prediction.candidate, times)
+        if stand_in is not None:
+            predicted = stand_in
             source = "near" if prediction.distance <= NEAR else "model"
             break
     best = min(times, key=lambda candidate: times[candidate])
@@ -248,6 +281,73 @@ def _regret(entry: Entry, others: Model, level: str, mode: str) -> Iterator[Regr
         regret=times[predicted] / times[best], speed=times[base] / times[predicted],
         source=source,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- guard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """Device time of an emulated product on ordinary operands, and what changes it."""
+
+    problem: Problem
+    candidate: Candidate
+    us: float
+    unguarded_us: float
+    """The same kernels with their checks compiled out."""
+    bad_us: Mapping[str, float]
+    """With a single element of A replaced, by what it is."""
+
+
+BAD_ELEMENTS = {"inf": math.inf, "NaN": math.nan, "1e30": 1e30, "1e-30": 1e-30, "1e-42": 1e-42}
+
+
+def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | None:
+    """Time an entry's choice for ``highest`` with and without its guard, and with bad elements.
+
+    None where the choice is not an emulated product.
+    """
+    choice = entry.choices.get("highest", {}).get("graph")
+    strategy = BY_NAME["emulated_fp32"]
+    if choice is None or choice.candidate.strategy != strategy.name:
+        return None
+    assert isinstance(strategy, EmulatedFP32)
+    problem, params = entry.problem, choice.candidate.kwargs
+    run = strategy.bind(problem, device, params)
+    bare = strategy.bind(problem, device, params, guard=False)
+    with Workbench.open(problem, device, where, check=False) as bench:
+        timers = {"": bench.graph(run), "unguarded": bench.graph(bare)}
+        times = _medians(timers)
+        kept = [x.A.clone() for x in bench.operands]
+        bad = {}
+        for name, value in BAD_ELEMENTS.items():
+            for x, good in zip(bench.operands, kept, strict=True):
+                x.A.copy_(good)
+                x.A[problem.m // 2, problem.k // 3] = value
+            both = _medians({name: timers[""]})
+            bad[name] = both[name]
+        for x, good in zip(bench.operands, kept, strict=True):
+            x.A.copy_(good)
+        again = _medians({"": timers[""]})[""]
+    return Guarded(
+        problem=problem, candidate=choice.candidate, us=(times[""] + again) / 2,
+        unguarded_us=times["unguarded"], bad_us=bad,
+    )  # fmt: skip
+
+
+def _medians(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    times = in_turns({Candidate.of(name): timer for name, timer in timers.items()}, _ROUNDS)
+    return {c.strategy: statistics.median(samples) for c, samples in times.items()}
+
+
+def _measured_kin(candidate: Candidate, times: Mapping[Candidate, float]) -> Candidate | None:
+    """The candidate, or the measured one of its kin that shares most parameters with it."""
+    if candidate in times:
+        return candidate
+    kin_of = BY_NAME[candidate.strategy].kin
+    kin = kin_of(candidate)
+    alike = [c for c in times if c.strategy == candidate.strategy and kin_of(c) == kin]
+    return max(alike, key=lambda c: len(set(c.params) & set(candidate.params)), default=None)
 
 
 # ------------------------------------------------------------------------------- overhead
@@ -297,15 +397,16 @@ def summary(results: Sequence[Result]) -> list[str]:
         key = (DTYPE_NAMES[result.problem.dtype], result.level, result.mode)
         groups.setdefault(key, []).append(result)
     for (dtype, level, mode), group in groups.items():
-        large = [r.ratio for r in group if r.problem.flops > 1e9]
-        above = f" ({geomean(large):.3f} over the {len(large)} above 1e9 flop)" if large else ""
+        large = [r.ratio for r in group if r.problem.flops > 1e8]
+        above = f" ({geomean(large):.3f} over the {len(large)} above 1e8 flop)" if large else ""
         lines.append(
-            f"{dtype:9} {level:8} {mode:6} {len(group):4} problems: geomean "
+            f"{dtype:9} {level:9} {mode:6} {len(group):4} problems: geomean "
             f"{geomean(r.ratio for r in group):.3f} x addmm{above}, "
             f"worst {min(r.ratio for r in group):.3f}"
         )
     noise = sorted(abs(r.aa - 1) for r in results)
-    losers = [r for r in results if r.ratio < 0.98 and r.mode != "call"]
+    tuned = [r for r in results if r.mode != "call" and r.level != AGAINST_TF32]
+    losers = [r for r in tuned if r.ratio < 0.98]
     for r in sorted(losers, key=lambda r: r.ratio):
         lines.append(
             f"below 0.98: {r.problem} {r.level} {r.mode} {r.candidate}: {r.ratio:.3f} "

@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import torch
-
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
-from autogemm.database.prediction import HOST_MARGIN
+from autogemm.database.prediction import HOST_MARGIN, is_noisier
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem
@@ -28,9 +26,6 @@ HOST_BOUND = 1.1
 """Eager time over graph time above which a candidate waits for the host."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
-NORM_SLACK = 1.01
-"""At ``highest`` a candidate's error norm may exceed the baseline's by this: the noise between
-two algorithms of equal accuracy on a few thousand elements."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -169,16 +164,3 @@ def able_at(problem: Problem, level: str, rows: Sequence[Measured]) -> list[Meas
             problem.k,
         )
     ]
-
-
-def is_noisier(problem: Problem, level: str, row: Measured, rows: Iterable[Measured]) -> bool:
-    """Whether a float32 candidate is typically less accurate than the baseline at ``highest``.
-
-    Its bound may promise as much and yet leave room that ordinary data do not need.
-    """
-    if level != "highest" or problem.dtype is not torch.float32 or row.error_norm is None:
-        return False
-    base = baseline(problem, level)
-    norms = [other.error_norm for other in rows if other.candidate == base]
-    norm = norms[0] if norms else None
-    return norm is not None and row.error_norm > NORM_SLACK * norm

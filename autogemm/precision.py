@@ -95,10 +95,15 @@ class Tolerance:
     def shortfall(self, bound: ErrorBound, dtype: torch.dtype, k: int) -> str | None:
         """Why a declared bound does not keep the promise, or None if it does."""
         if self.budget is None:
-            limit = allowance(self.level, dtype) + growth(dtype, k)
-            if bound.total <= limit:
-                return None
-            return f"its error bound, {bound.total:.4g}u, exceeds {limit:.4g}u of {self.level!r}"
+            rho = allowance(self.level, dtype)
+            limit = rho + growth(dtype, k)
+            total = bound.total
+            if total > limit:
+                return f"its error bound, {total:.4g}u, exceeds {limit:.4g}u of {self.level!r}"
+            # What is not the sum over k may not draw on the room that long sums have.
+            if bound.rho > rho:
+                return f"its rho, {bound.rho:.4g}u, exceeds {rho:.4g}u of {self.level!r}"
+            return None
         promised = budget_of(bound, dtype)
         if promised <= self.budget:
             return None

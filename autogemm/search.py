@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autogemm.database import Entry, Measured
 from autogemm.database.lookup import time_of
-from autogemm.database.prediction import REACH, distance
+from autogemm.database.prediction import REACH, distance, is_noisier
 from autogemm.device import Device
-from autogemm.finals import Bench, is_noisier
+from autogemm.finals import Bench
 from autogemm.precision import Tolerance
 from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, Candidate

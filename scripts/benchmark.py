@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import sys
@@ -20,6 +21,7 @@ from autogemm.database import read_table, search_path, table_path
 from autogemm.database.entries import Entry
 from autogemm.device import Device, clocks, default_device, device_of, software_versions
 from autogemm.errors import AutogemmError, DatabaseError
+from autogemm.problem import DTYPE_NAMES
 from autogemm.report import geomean, text_table
 from autogemm.strategies import BY_NAME
 
@@ -31,6 +33,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this")
     parser.add_argument("--sample", type=int, metavar="N", help="re-time N entries drawn at random")
+    parser.add_argument("--dtype", metavar="NAME", help="re-time entries of this type only")
+    parser.add_argument(
+        "--guard", action="store_true", help="what the guard of emulated float32 costs"
+    )
     parser.add_argument(
         "--regret", action="store_true", help="leave-one-out over the table; times nothing"
     )
@@ -80,8 +86,14 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     entries = list(table.entries.values())
+    if options.dtype:
+        entries = [e for e in entries if DTYPE_NAMES[e.problem.dtype] == options.dtype]
     if options.regret:
-        return show_regret(entries)
+        # A table does not say what was installed: as if everything were.
+        packages = frozenset(name for strategy in BY_NAME.values() for name in strategy.packages)
+        return show_regret(entries, dataclasses.replace(table.device, packages=packages))
+    if options.guard:
+        return show_guard(entries, device_of(where), where)
     return show_times(entries, device_of(where), where, options)
 
 
@@ -94,8 +106,8 @@ def show_overhead() -> int:
     return 0
 
 
-def show_regret(entries: list[Entry]) -> int:
-    results = benchmark.leave_one_out(entries)
+def show_regret(entries: list[Entry], device: Device) -> int:
+    results = benchmark.leave_one_out(entries, device)
     rows = [
         (
             str(r.problem), r.level, r.mode, r.source, str(r.predicted), str(r.best),
@@ -115,6 +127,32 @@ def show_regret(entries: list[Entry]) -> int:
                 f"{min(r.speed for r in group):.3f} x addmm, "
                 f"{sum(r.speed < 0.98 for r in group)} below 0.98"
             )
+    return 0
+
+
+GUARD_EXAMPLES = (
+    (8192, 8192, 8192), (4096, 4096, 4096), (2048, 2048, 2048), (1024, 1024, 1024),
+    (100000, 512, 512), (1000, 1000, 100000), (64, 64, 1048576), (16, 4096, 4096),
+)  # fmt: skip
+
+
+def show_guard(entries: list[Entry], device: Device, where: torch.device) -> int:
+    rows = []
+    for entry in entries:
+        problem = entry.problem
+        if (problem.m, problem.n, problem.k) not in GUARD_EXAMPLES:
+            continue
+        with torch.no_grad():
+            cost = benchmark.guard_cost(entry, device, where)
+        if cost is not None:
+            rows.append(
+                (
+                    str(problem), f"{cost.us:.1f}", f"{cost.us / cost.unguarded_us - 1:+.1%}",
+                    *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
+                )
+            )  # fmt: skip
+    print("graph time of the choice at highest; the guard's share of it; one bad element in A:")
+    print(text_table(("problem", "us", "guard", *benchmark.BAD_ELEMENTS), rows))
     return 0
 
 

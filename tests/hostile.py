@@ -369,6 +369,94 @@ for _name in (
     _hostile(f"{_name}_mirrored", _DTYPES[_name])(_mirrored(_name))
 
 
+# -------------------------------------------------------- what a split into fp16 terms loses
+
+_FLOAT32 = (torch.float32,)
+
+
+@_hostile("far_below_the_maximum_and_alone", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """The maximum of each row of A and column of B meets a 0; the rest is 2^-24 to 2^-44 of it."""
+    below = [2.0**-e for e in (24, 26, 27, 28, 29, 30, 34, 44)]
+    a, b = 1 + _uniform(m, k, g=g), 1 + _uniform(k, n, g=g)
+    a *= _pick(below, m, 1, g=g)
+    b *= _pick(below, 1, n, g=g)
+    a[:, -1], b[-1] = 0, 1.5
+    a[:, 0], b[0] = 1.5, 0
+    return a, b, 2.0**-70 * _normal(m, n, g=g)
+
+
+@_hostile("far_below_the_maximum_and_outweighed", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """Ordinary operands with an element 2^-26 to 2^-29 of the others here and there."""
+    a, b = _normal(m, k, g=g), _normal(k, n, g=g)
+    for x in (a, b):
+        x[_uniform(*x.shape, g=g) < 0.05] *= 2.0 ** -(26 + float(torch.randint(4, (), generator=g)))
+    return a, b, _normal(m, n, g=g)
+
+
+@_hostile("a_tiny_element_meets_a_huge_one", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """Products of ordinary size, of which one has factors of 2^-70 and 2^70."""
+    a, b = _normal(m, k, g=g), 2.0**-70 * _normal(k, n, g=g)
+    a[:, k // 2] = 2.0**-70
+    b[k // 2] = 2.0**70 * (1 + _uniform(n, g=g))
+    return a, b, _normal(m, n, g=g)
+
+
+@_hostile("huge_elements_meet_zeros", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """A up to 2^120, and up to 2^60 in B where A is 0; B is of ordinary size elsewhere."""
+    a, b = 2.0**110 * _powers(m, k, span=9, g=g) / k, _normal(k, n, g=g)
+    a[:, k // 2] = 0
+    b[k // 2] = 2.0**60
+    return a, b, _normal(m, n, g=g)
+
+
+@_hostile("products_around_the_smallest_subnormal", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """Results of about 2^-130 to 2^-145 from operands that are not subnormal."""
+    rows = torch.ldexp(torch.ones(m, 1, dtype=torch.float64), torch.arange(m)[:, None] % 8 - 80)
+    a, b = rows * _normal(m, k, g=g), 2.0**-63 * _normal(k, n, g=g)
+    return a, b, torch.zeros(m, n, dtype=torch.float64)
+
+
+@_hostile("outliers_after_the_first_block", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """A scale taken from the first elements of k overflows on later ones, 2^4 to 2^20 larger."""
+    a, b = 1 + _uniform(m, k, g=g), 1 + _uniform(k, n, g=g)
+    late = torch.arange(k) >= min(64, k // 2)
+    for x, far in ((a, late[None, :]), (b, late[:, None])):
+        rare = far & (_uniform(*x.shape, g=g) < 0.02)
+        x[rare] *= torch.ldexp(
+            torch.ones(int(rare.sum()), dtype=torch.float64),
+            torch.randint(4, 21, (int(rare.sum()),), generator=g),
+        )
+    return a, b, _normal(m, n, g=g)
+
+
+@_hostile("leading_zeros_along_k", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """No scale can be taken from the first elements of k; what follows is large, or small."""
+    a, b = 2.0**20 * _normal(m, k, g=g), 2.0**-20 * _normal(k, n, g=g)
+    a[::2, : min(64, k - 1)] = 0
+    b[: min(64, k // 2)] = 0
+    return a, b, _normal(m, n, g=g)
+
+
+@_hostile("block_diagonal_with_tiny_elements", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """Off the diagonal every product has a factor 0, beside elements that no term holds."""
+    a, b = _normal(m, k, g=g), _normal(k, n, g=g)
+    a[:, ::3] *= 2.0**-40
+    b[::5] *= 2.0**-60
+    a[: m // 2, k // 2 :] = 0
+    a[m // 2 :, : k // 2] = 0
+    b[: k // 2, n // 2 :] = 0
+    b[k // 2 :, : n // 2] = 0
+    return a, b, torch.zeros(m, n, dtype=torch.float64)
+
+
 # ------------------------------------------------------------------------------ inf and NaN
 
 
@@ -403,6 +491,15 @@ _hostile("inf_in_A_meets_zero_in_B")(_special((_INF,), (0.0,)))
 _hostile("inf_in_A_meets_inf_in_B")(_special((_INF,), (-_INF,)))
 _hostile("opposite_infs_in_A")(_special((_INF, -_INF)))
 _hostile("inf_nan_and_largest_in_A")(_special((_INF, 1e4, _NAN)))
+
+
+@_hostile("inf_in_A_meets_an_underflowing_element_of_B", _FLOAT32)
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """The partner is 2^-70 of its column's maximum, and no 0: inf, with the sign of the partner."""
+    a, b = _normal(m, k, g=g), _normal(k, n, g=g)
+    a[m // 2, k // 2] = math.inf
+    b[k // 2] *= 2.0**-70
+    return a, b, _normal(m, n, g=g)
 
 
 @_hostile("inf_in_A_against_inf_in_C")

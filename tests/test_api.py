@@ -947,3 +947,14 @@ def test_importing_and_calling_autogemm_loads_neither_optuna_nor_triton() -> Non
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.strip() == "[]"
+
+
+def test_a_printed_explanation_sums_up_a_large_space() -> None:
+    A = torch.randn(512, 512)
+    explanation = autogemm.explain(1.0, A, A)
+    text = str(explanation)
+    tried = [c for c, _ in explanation.rejected if c.strategy == "emulated_fp32"]
+    if tried and not torch.cuda.is_available():
+        assert len(tried) > 20
+        assert f"emulated_fp32 ({len(tried)} candidates): runs on cuda, not on cpu" in text
+    assert len(text.splitlines()) < 60

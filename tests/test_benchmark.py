@@ -128,10 +128,10 @@ def test_the_summary_tells_means_worst_and_noise() -> None:
             result(ratio=3.0, level="high", mode="eager"),
         ]
     )
-    assert "float32   highest  graph     3 problems: geomean 2.000 x addmm" in lines[0]
-    assert "4.000 over the 2 above 1e9 flop" in lines[0]
+    assert "float32   highest   graph     3 problems: geomean 2.000 x addmm" in lines[0]
+    assert "4.000 over the 2 above 1e8 flop" in lines[0]
     assert lines[0].endswith("worst 0.500")
-    assert "high     eager     1 problems: geomean 3.000" in lines[1]
+    assert "high      eager     1 problems: geomean 3.000" in lines[1]
     losers = [line for line in lines if line.startswith("below 0.98")]
     assert len(losers) == 1
     assert "float32 8x8x8" in losers[0]

@@ -17,7 +17,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hostile import HOSTILE, names_for, seeded
@@ -44,6 +46,26 @@ launching = importlib.import_module("autogemm.kernels.launch")
 staging = importlib.import_module("autogemm.kernels.staging")
 finishing = importlib.import_module("autogemm.kernels.finish")
 axpby = importlib.import_module("autogemm.kernels.axpby").axpby
+
+
+def combined_by_halves(reduction: Any, given: tuple[Any, ...]) -> list[Any]:
+    """A reduction by a function of one's own; Triton's interpreter goes element by element."""
+    axis = reduction.axis
+    values = [np.moveaxis(x.handle.data, axis, 0) for x in given]
+    while (half := len(values[0]) // 2) > 0:  # extents are powers of two
+        one, other = (
+            [reduction.to_tensor(v[part], x.dtype) for v, x in zip(values, given, strict=True)]
+            for part in (slice(half), slice(half, None))
+        )
+        found = reduction.combine_fn.fn(*one, *other)
+        values = [x.handle.data for x in (found if isinstance(found, tuple) else (found,))]
+    values = [np.expand_dims(v[0], axis) if reduction.keep_dims else v[0] for v in values]
+    return [reduction.to_tensor(v, x.dtype) for v, x in zip(values, given, strict=True)]
+
+
+if not ON_GPU:  # seconds become milliseconds
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    interpreter.ReduceOps.generic_reduce = combined_by_halves
 
 # The interpreter computes with numpy, which warns of every overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -379,6 +401,71 @@ def test_a_launch_goes_to_the_device_that_holds_the_operands(
     assert current == [0]
 
 
+class Compiled:
+    """What a kernel compiles to: remembers its launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[tuple[int, ...], tuple[object, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args: self.launches.append((grid, args))
+
+
+class Compiling:
+    """A kernel that compiles at every call, and tells with what."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+        self.made: list[Compiled] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
+        def call(*args: object, **options: object) -> Compiled:
+            self.calls.append((args, options))
+            self.made.append(Compiled())
+            return self.made[-1]
+
+        return call
+
+
+@pytest.mark.parametrize("registers", [None, 128])
+def test_a_launch_passes_everything_in_the_kernels_order_the_second_time_too(
+    monkeypatch: pytest.MonkeyPatch, registers: int | None
+) -> None:
+    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
+    kernel, x, descriptor = Compiling(), torch.empty(3), SimpleNamespace()
+    for alpha in (1.5, 2.5):
+        launching.launch(
+            kernel, 7, (x,), (11, 12), (alpha,), {"BM": 64, "TERMS": 2}, num_warps=8,
+            registers=registers, descriptors=(descriptor,),
+        )  # fmt: skip
+    limit = {} if registers is None else {"maxnreg": registers}
+    assert kernel.calls == [
+        ((descriptor, x, 11, 12, 1.5), {"BM": 64, "TERMS": 2, "num_warps": 8, **limit})
+    ]
+    assert kernel.made[0].launches == [((7, 1, 1), (descriptor, x, 11, 12, 2.5, 64, 2))]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"registers": 64}, {"num_warps": 4}, {"integers": (12,)}, {"constants": {"BM": 128}},
+     {"tensors": (torch.empty(5)[1:],)}, {"tensors": (torch.empty(5, dtype=torch.float64),)}],
+    ids=["registers", "warps", "integers", "constants", "alignment", "type"],
+)  # fmt: skip
+def test_what_compilation_depends_on_is_compiled_apart(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
+    kernel = Compiling()
+    first: dict[str, Any] = {
+        "tensors": (torch.empty(5),), "integers": (11,), "floats": (1.0,),
+        "constants": {"BM": 64}, "num_warps": 8, "registers": 128,
+    }  # fmt: skip
+    for given in (first, {**first, **changed}, first, {**first, **changed}):
+        launching.launch(kernel, 1, **given)
+    assert len(kernel.calls) == 2
+    assert [len(made.launches) for made in kernel.made] == [1, 1]
+
+
 # --------------------------------------------------- strategies, from operands to the result
 
 
@@ -497,6 +584,25 @@ def truth_like(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 TF32S = [Candidate.of("tf32", pad=pad) for pad in (False, True)]
 HALVES = [Candidate.of("half", dtype=word) for word in ("float16", "bfloat16")]
 PADDED = [Candidate.of("padded", form=form) for form in ("through", "fused")]
+
+
+def emulated(
+    form: str, method: str, bm: int = 64, bn: int = 64, bk: int = 32, chunk: int = 64,
+    slices: int = 1, group: int = 8,
+) -> Candidate:  # fmt: skip
+    """``emulated_fp32`` with small tiles, which every GPU has room for."""
+    return Candidate.of(
+        "emulated_fp32", form=form, method=method, bm=bm, bn=bn, bk=bk, warps=4, stages=2,
+        chunk=chunk, slices=slices, group=group,
+    )  # fmt: skip
+
+
+EMULATED = [
+    emulated("split", "fp16x3", bk=64),
+    emulated("split", "fp16", bn=128, chunk=128),
+    emulated("fused", "fp16x3", slices=2),
+    emulated("fused", "fp16", bm=16),
+]
 WIDE = [
     Candidate.of("matmul_axpby"),
     Candidate.of("ksplit", form="batched", chunks=3),
@@ -567,11 +673,18 @@ def test_the_guard_is_needed(
 ALL_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COMPUTED = [
     (candidate, dtype)
-    for candidate in (*TF32S, *HALVES, *PADDED, *WIDE)
+    for candidate in (*TF32S, *HALVES, *PADDED, *WIDE, *EMULATED)
     for dtype in ALL_TYPES
     if dtype in BY_NAME[candidate.strategy].dtypes
     and (candidate.kwargs.get("form") != "fused" or dtype is not torch.float64)
 ]
+
+
+def taken(candidate: Candidate) -> tuple[list[str], tuple[tuple[int, int, int], ...]]:
+    """Layouts of operands that a candidate takes, and sizes (m, n, k)."""
+    if candidate.strategy == "emulated_fp32" and candidate.kwargs["form"] == "fused":
+        return ["row", "col"], ((12, 16, 52), (36, 20, 12), (4, 8, 136))  # 16-byte aligned
+    return list(LAYOUTS), ((9, 13, 50), (33, 16, 11), (1, 5, 64))
 
 
 @pytest.mark.usefixtures("restored_torch_settings")
@@ -579,10 +692,10 @@ COMPUTED = [
 def test_every_form_of_the_call_comes_out_right(
     candidate: Candidate, dtype: torch.dtype, library: Library | None
 ) -> None:
-    layouts = list(itertools.product(LAYOUTS, LAYOUTS))
-    random.Random(f"{candidate} {dtype}").shuffle(layouts)
-    pairs = itertools.cycle(layouts)
-    shapes = itertools.cycle(((9, 13, 50), (33, 16, 11), (1, 5, 64)))
+    layouts, sizes = taken(candidate)
+    both = list(itertools.product(layouts, layouts))
+    random.Random(f"{candidate} {dtype}").shuffle(both)
+    pairs, shapes = itertools.cycle(both), itertools.cycle(sizes)
     ran = 0
     for (alpha, beta), c, out in itertools.product(
         ((1.0, 0.0), (1.5, 0.0), (1.0, 0.5), (-1.5, 2.0)),
@@ -600,6 +713,6 @@ def test_every_form_of_the_call_comes_out_right(
 
 
 def test_all_gpu_strategies_with_kernels_are_tried_here() -> None:
-    tried = {c.strategy for c in (*TF32S, *HALVES, *PADDED, *WIDE)}
+    tried = {candidate.strategy for candidate, _ in COMPUTED}
     with_kernels = {s.name for s in STRATEGIES if "triton" in s.depends_on}
     assert with_kernels <= tried

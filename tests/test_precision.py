@@ -145,6 +145,15 @@ def test_whatever_serves_a_level_serves_the_coarser_ones(dtype: torch.dtype) -> 
         assert admitted == sorted(admitted)
 
 
+def test_room_for_long_sums_does_not_admit_operands_rounded_to_a_shorter_type() -> None:
+    k = 10**6
+    bound = ErrorBound(2.0**14, 1000.0)
+    assert bound.total < 8 + k
+    assert not Tolerance("highest").admits(bound, torch.float32, k)
+    assert "rho" in (Tolerance("highest").shortfall(bound, torch.float32, k) or "")
+    assert Tolerance("high").admits(bound, torch.float32, k)
+
+
 @ALL
 def test_a_budget_admits_the_bounds_whose_promise_it_covers(dtype: torch.dtype) -> None:
     bound = ErrorBound(8.0, 100.0)

@@ -46,6 +46,25 @@ SMALL_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
     ]
 }
 """Parameters that a search space leaves out for small problems."""
+FEW_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
+    "emulated_fp32": [
+        {
+            "form": form,
+            "method": method,
+            "bm": 64,
+            "bn": 64,
+            "bk": 32,
+            "warps": 4,
+            "stages": 2,
+            "chunk": 64,
+            "slices": 1,
+            "group": 8,
+        }
+        for form in ("split", "fused")
+        for method in ("fp16x3", "fp16")
+    ]
+}
+"""What stands for a search space too large to be tried whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +149,15 @@ def place(values: torch.Tensor, layout: str) -> Placed:
 def parameter_sets(
     strategy: Strategy, dtype: torch.dtype, device: Device
 ) -> list[dict[str, ParamValue]]:
-    """What the search space offers for a few shapes, and small parameters besides."""
+    """What the search space offers for a few shapes, and small parameters besides.
+
+    Of a large space only a few stand for the rest.
+    """
     unique: dict[Candidate, dict[str, ParamValue]] = {}
     for m, n, k in ((17, 33, 1000), (3, 2, 5)):
         problem = contiguous_problem(m, n, k, dtype, device_type=device.type)
-        for params in (*strategy.space(problem, device), *SMALL_PARAMS.get(strategy.name, [])):
+        offered = FEW_PARAMS.get(strategy.name) or strategy.space(problem, device)
+        for params in (*offered, *SMALL_PARAMS.get(strategy.name, [])):
             unique[Candidate.of(strategy.name, **params)] = params
     return list(unique.values())
 

@@ -21,7 +21,7 @@ import torch
 from invented import AXPBY, BF16, CPU, FULL, GPU, TF32, choice, entry, row
 
 from autogemm import finals, search, strategies, tuner
-from autogemm.accuracy import sample_references, worst_ratio
+from autogemm.accuracy import error_norm, sample_references, worst_ratio
 from autogemm.database import Choice, Entry, Measured, read_table, table_path
 from autogemm.device import device_of
 from autogemm.errors import DatabaseError, DatabaseWarning
@@ -264,6 +264,73 @@ def test_a_problem_too_large_for_the_memory_ends_no_run(tmp_path: Path) -> None:
 
     outcome, _ = run(tmp_path, Small({FULL: 100.0}), huge, CUBE)
     assert [entry.problem for entry in outcome.entries] == [CUBE]
+
+
+class Noisy(Recording):
+    """A bench that measures error norms too: ``norms``, and 1e-7 for whatever is not in there."""
+
+    def __init__(self, facts: Facts, norms: Mapping[Candidate, float | None]) -> None:
+        super().__init__(facts)
+        self.norms = norms
+
+    def judge(self, *args: object) -> Measured:
+        measured = super().judge(*args)  # type: ignore[arg-type]
+        return replace(measured, error_norm=self.norms.get(measured.candidate, 1e-7))
+
+
+def test_a_faster_candidate_that_is_noisier_is_chosen_below_the_highest_level_alone(
+    tmp_path: Path,
+) -> None:
+    facts = {FULL: 100.0, AXPBY: 50.0, SPLIT: 80.0}
+    outcome, bench = run(tmp_path, Noisy(facts, {AXPBY: 2e-7, SPLIT: 0.5e-7}))
+    entry = only(outcome)
+    assert chosen(entry, "highest") == SPLIT
+    assert chosen(entry, "high") == chosen(entry, "medium") == AXPBY
+    assert entry.choices["highest"]["graph"].runner_up != AXPBY
+    assert statuses(entry)[AXPBY] == "ok"
+    assert {r.candidate: r.error_norm for r in entry.measured}[AXPBY] == 2e-7
+    assert any(AXPBY in entrants for _, entrants in bench.finals)
+    only_highest = Noisy(facts, {AXPBY: 2e-7})
+    run(tmp_path / "2", only_highest, levels=("highest",))
+    assert not any(AXPBY in entrants for _, entrants in only_highest.finals)
+    table, problems = read_table(table_path(tmp_path / "tables", GPU))
+    assert problems == []
+    (kept,) = table.entries.values()
+    assert {r.candidate: r.error_norm for r in kept.measured}[SPLIT] == 0.5e-7
+
+
+@pytest.mark.parametrize(
+    ("base", "norm", "wins"),
+    [(1e-7, 1.009e-7, True), (1e-7, 1.011e-7, False), (1e-7, 0.0, True), (0.0, 1e-9, False),
+     (None, 1.0, True), (1e-7, None, True)],
+)  # fmt: skip
+def test_noise_within_a_hundredth_of_the_baselines_is_no_reason(
+    tmp_path: Path, base: float | None, norm: float | None, wins: bool
+) -> None:
+    """Nor is there one where either was not measured."""
+    bench = Noisy({FULL: 100.0, AXPBY: 50.0}, {FULL: base, AXPBY: norm})
+    entry = only(run(tmp_path, bench)[0])
+    assert chosen(entry, "highest") == (AXPBY if wins else FULL)
+    assert chosen(entry, "high") == AXPBY
+
+
+def test_what_is_too_noisy_to_be_chosen_does_not_cut_short_what_is_not(tmp_path: Path) -> None:
+    """In whatever order they come, although its bound is the smaller one."""
+    first = set()
+    for i in range(6):
+        bench = Noisy({FULL: 100.0, SPLIT: 50.0, AXPBY: 80.0}, {SPLIT: 2e-7})
+        entry = only(run(tmp_path / str(i), bench, replace(CUBE, m=256 + 64 * i))[0])
+        assert chosen(entry, "highest") == AXPBY
+        assert chosen(entry, "high") == SPLIT
+        first.add(min(SPLIT, AXPBY, key=bench.judged.index))
+    assert first == {SPLIT, AXPBY}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64])
+def test_noise_is_judged_in_float32_alone(tmp_path: Path, dtype: torch.dtype) -> None:
+    bench = Noisy({FULL: 100.0, AXPBY: 50.0}, {AXPBY: 1e-3})
+    entry = only(run(tmp_path, bench, contiguous_problem(512, 512, 512, dtype))[0])
+    assert chosen(entry, "highest") == AXPBY
 
 
 # --------------------------------------------------------------------------------- screening
@@ -683,11 +750,24 @@ def tile_us(problem: Problem, params: Params) -> float:
 
 
 class Hills(Recording):
-    """A bench on which ``tile_us`` is the time; ``bad`` says what is inaccurate or fails."""
+    """A bench on which ``tile_us`` is the time; ``bad`` says what is inaccurate or fails.
 
-    def __init__(self, bad: Callable[[Params], str] = lambda params: "") -> None:
+    ``noisy`` says what has a larger error norm than the baseline.
+    """
+
+    def __init__(
+        self,
+        bad: Callable[[Params], str] = lambda params: "",
+        noisy: Callable[[Params], bool] = lambda params: False,
+    ) -> None:
         super().__init__({})
         self.bad = bad
+        self.noisy = noisy
+
+    def judge(self, *args: object) -> Measured:
+        measured = super().judge(*args)  # type: ignore[arg-type]
+        noisy = measured.candidate.strategy == "tiles" and self.noisy(measured.candidate.kwargs)
+        return replace(measured, error_norm=2e-7 if noisy else 1e-7)
 
     @contextmanager
     def open(self, problem: Problem) -> Iterator[Recording]:
@@ -836,6 +916,57 @@ def test_a_search_turns_away_from_what_cannot_be_used(status: str) -> None:
         usable = [c for c in tiles_of(CUBE, terms) if c.kwargs["form"] == "fused"]
         best = min(tile_us(CUBE, c.kwargs) for c in usable)
         assert min(row.graph_us for row in pool if row.graph_us is not None) < 1.06 * best
+
+
+@pytest.mark.usefixtures("many")
+def test_a_search_for_the_highest_level_turns_away_from_what_is_noisier() -> None:
+    """One for lower levels alone does not: there the faster half may be noisy."""
+    rows = explore(CUBE, Hills(noisy=lambda params: params["form"] == "split"))
+    for terms, wanted in ((3, "fused"), (1, "split")):
+        pool = [row for row in rows if row.candidate in tiles_of(CUBE, terms)]
+        forms = Counter(row.candidate.kwargs["form"] for row in pool)
+        assert sum(forms.values()) == TRIALS
+        assert forms[wanted] > 2 * TRIALS / 3
+        usable = [c for c in tiles_of(CUBE, terms) if c.kwargs["form"] == wanted]
+        best = min(tile_us(CUBE, c.kwargs) for c in usable)
+        found = [row.graph_us for row in pool if row.candidate in usable and row.graph_us]
+        assert min(found) < 1.06 * best
+
+
+@pytest.mark.usefixtures("many")
+def test_tpe_is_told_of_noisier_candidates_as_infeasible(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, bool]] = []
+    real = search.create_trial
+
+    def create_trial(**facts: object) -> optuna.trial.FrozenTrial:
+        trial = real(**facts)  # type: ignore[arg-type]
+        forms = ("fused", "split")  # in the order of their places
+        told.append((forms[trial.params["form"]], max(trial.constraints.values()) > 0))
+        assert (trial.state.name == "PRUNED") == told[-1][1]
+        return trial
+
+    monkeypatch.setattr(search, "create_trial", create_trial)
+    explore(CUBE, Hills(noisy=lambda params: params["form"] == "split"), levels=("highest",))
+    assert set(told) == {("fused", False), ("split", True)}
+    told.clear()
+    explore(CUBE, Hills(noisy=lambda params: params["form"] == "split"), levels=("high",))
+    assert set(told) == {("fused", False), ("split", False)}
+
+
+@pytest.mark.usefixtures("many")
+def test_a_search_that_goes_on_remembers_what_was_noisy(tmp_path: Path) -> None:
+    def hills() -> Hills:
+        return Hills(noisy=lambda params: params["form"] == "split")
+
+    straight, bench = run(tmp_path / "straight", hills(), levels=("highest",))
+    report, stop = stopper(30)
+    halves = hills()
+    run(tmp_path, halves, report=report, stop=stop, levels=("highest",))
+    outcome, _ = run(tmp_path, halves, levels=("highest",))
+    assert halves.judged == bench.judged
+    assert only(outcome).measured == only(straight).measured
+    assert {row.error_norm for row in only(outcome).measured} == {1e-7, 2e-7}
+    assert all(c.kwargs.get("form") != "split" for c in chosen_in(only(outcome)))
 
 
 @pytest.mark.usefixtures("many")
@@ -1173,6 +1304,43 @@ def test_the_measured_error_of_a_right_result_is_small_and_of_a_wrong_one_large(
     wrong, complaint = worst_ratio(samples, off, problem, ALPHA, BETA, bound=bound)
     assert "exceeds" in complaint
     assert wrong == pytest.approx(1000, rel=0.05)
+
+
+@pytest.mark.parametrize("update", ["none", "add", "inplace"])
+def test_the_error_norm_is_the_relative_error_on_normal_data(update: str) -> None:
+    problem = replace(SMALL, dtype=torch.float64, update=update)
+    samples = sample_references(problem, CPU, ALPHA, BETA)
+    assert samples[0].name == "normal"
+    before = [x.clone() for s in samples for x in (s.operands.A, s.operands.C) if x is not None]
+
+    def exact(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+        P = alpha * (A @ B)
+        result = P if C is None else P + beta * C
+        return result if out is None else out.copy_(result)
+
+    def off(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+        result = exact(alpha, A, B, beta, C, out)
+        result *= 1 + 3e-5
+        result[0, 0] += 2e-4 * float(samples[0].reference.norm())
+        return result
+
+    assert error_norm(samples, exact, ALPHA, BETA) < 1e-15
+    assert error_norm(samples, off, ALPHA, BETA) == pytest.approx(2.02e-4, rel=0.05)
+    after = [x for s in samples for x in (s.operands.A, s.operands.C) if x is not None]
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_the_bench_measures_the_error_norm_of_what_is_accurate(
+    suspects: dict[str, Candidate],
+) -> None:
+    with Workbench.open(SMALL, device_of(CPU), CPU) as bench:
+        for candidate in (FULL, AXPBY):
+            bound = BY_NAME[candidate.strategy].bound(SMALL, candidate.kwargs)
+            row = bench.judge(candidate, bound, lambda us: False)
+            assert row.error_norm is not None
+            assert 1e-9 < row.error_norm < 1e-6
+        for name in suspects:
+            assert bench.judge(suspects[name], ErrorBound(4.0, 40.0), bool).error_norm is None
 
 
 def test_judging_an_update_in_place_leaves_the_samples_whole() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,9 @@ _STEP_UPDATE = 2.0
 _STEP_ORDER = 0.5
 _STEP_ALIGNMENT = 0.7
 _STEP_ANY_ALIGNMENT = 3.0
+NORM_SLACK = 1.01
+"""At ``highest`` a candidate's error norm may exceed the baseline's by this: the noise between
+two algorithms of equal accuracy on a few thousand elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,7 @@ class Model:
         base = baseline(problem, tolerance.level)
         base_logs: list[tuple[float, float]] = []
         ratio_logs: dict[Candidate, list[tuple[float, float, float]]] = defaultdict(list)
+        best: dict[Candidate, Candidate] = {}
         for away, entry, _, rows in near:
             weight = 1 / (0.25 + away) ** 2
             base_row = rows.get(baseline(entry.problem, tolerance.level))
@@ -119,17 +123,19 @@ class Model:
                 continue
             work = self._least_us(problem) / self._least_us(entry.problem)
             base_logs.append((weight, math.log(base_us * work)))
-            for candidate, row in rows.items():
+            for kin, row in self._best_kin(rows, problem, tolerance).items():
                 us = device_us(row)
-                if us is not None and admits(candidate, problem, tolerance):
-                    ratio_logs[candidate].append((weight, math.log(base_us / us), away))
+                assert us is not None
+                ratio_logs[kin].append((weight, math.log(base_us / us), away))
+                best.setdefault(kin, row.candidate)  # the nearest neighbour's
         if not base_logs:
             return []
         total = sum(weight for weight, _ in base_logs)
         base_us = math.exp(sum(weight * value for weight, value in base_logs) / total)
         margin = max(MARGIN, *(margin for _, _, margin, _ in near))
         scored = []
-        for candidate, points in ratio_logs.items():
+        for kin, points in ratio_logs.items():
+            candidate = best[kin]
             if candidate == base or sum(w for w, _, _ in points) < COVERAGE * total:
                 continue
             mean, doubt = _mean_and_doubt(points)
@@ -156,6 +162,28 @@ class Model:
             )
             for _, _, candidate, us, before in scored
         ]
+
+    def _best_kin(
+        self, rows: Mapping[Candidate, Measured], problem: Problem, tolerance: Tolerance
+    ) -> dict[Candidate, Measured]:
+        """The fastest row that may serve a problem out of each family of like candidates.
+
+        Where a strategy has many parameters no two problems are searched at the same points.
+        """
+        found: dict[Candidate, Measured] = {}
+        for candidate, row in rows.items():
+            if not admits(candidate, problem, tolerance):
+                continue
+            if tolerance.budget is None and is_noisier(
+                problem, tolerance.level, row, rows.values()
+            ):
+                continue
+            kin = BY_NAME[candidate.strategy].kin(candidate)
+            us, rival = device_us(row), found.get(kin)
+            rival_us = None if rival is None else device_us(rival)
+            if us is not None and (rival_us is None or us < rival_us):
+                found[kin] = row
+        return found
 
     def eager_us(self, row: Measured, dtype: torch.dtype) -> float | None:
         """A row's eager time: as measured, or what its device time and host cost make it."""
@@ -230,6 +258,19 @@ def admits(candidate: Candidate, problem: Problem, tolerance: Tolerance) -> bool
             strategy.bound(problem, candidate.kwargs), problem.dtype, problem.k
         )
     )
+
+
+def is_noisier(problem: Problem, level: str, row: Measured, rows: Iterable[Measured]) -> bool:
+    """Whether a float32 candidate is typically less accurate than the baseline at ``highest``.
+
+    Its bound may promise as much and yet leave room that ordinary data do not need.
+    """
+    if level != "highest" or problem.dtype is not torch.float32 or row.error_norm is None:
+        return False
+    base = baseline(problem, level)
+    norms = [other.error_norm for other in rows if other.candidate == base]
+    norm = norms[0] if norms else None
+    return norm is not None and row.error_norm > NORM_SLACK * norm
 
 
 def _is_timed(row: Measured) -> bool:

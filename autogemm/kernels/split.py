@@ -179,7 +179,7 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
             "R": stretches,
             "CHUNK": chunk,
         },
-        num_warps=elements // 512,
+        num_warps=min(32, elements // 512),
     )
     return Split(buffer, scales)
 

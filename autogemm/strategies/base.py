@@ -146,6 +146,10 @@ class Strategy(ABC):
         """Memory it takes besides operands and result, in bytes."""
         return 0
 
+    def kin(self, candidate: Candidate) -> Candidate:
+        """What stands for all candidates alike enough that one's time tells of another's."""
+        return candidate
+
     def candidates(self, problem: Problem, device: Device) -> list[Candidate]:
         """The legal part of its search space."""
         return [

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import filelock
 import pytest
-from sample_tables import CHOICE, DEVICE, ENVIRONMENT, entry, table
+from sample_tables import CHOICE, DEVICE, ENVIRONMENT, MEASURED, entry, table
 
 from autogemm.database import (
     Environment,
@@ -47,6 +47,15 @@ def test_entries_replace_those_of_their_key_and_leave_the_others(path):
         8: "91bd02aa",
         9: "91bd02aa",
     }
+
+
+def test_measured_rows_are_merged_with_all_they_say(path):
+    merge(path, entry(7))
+    norms = (0.0, None, 3e-7, 1.0)
+    rows = tuple(replace(r, error_norm=x) for r, x in zip(MEASURED, norms, strict=True))
+    merge(path, entry(8, measured=rows))
+    found = {e.problem.m: e.measured for e in read_table(path)[0].entries.values()}
+    assert found == {7: MEASURED, 8: rows}
 
 
 def test_merging_nothing_leaves_the_bytes_as_they_are(path):

@@ -104,6 +104,45 @@ def test_a_candidate_beyond_the_tolerance_is_not_predicted() -> None:
     assert [p.candidate for p in model(known).predict(here, Tolerance("high"), "graph")] == [tf32]
 
 
+def emulated(chunk: int, bm: int = 128, method: str = "fp16x3") -> Candidate:
+    return Candidate.of(
+        "emulated_fp32", form="split", method=method, bm=bm, bn=128, bk=64, warps=8, stages=3,
+        chunk=chunk, slices=1, group=8,
+    )  # fmt: skip
+
+
+def test_neighbours_searched_at_other_points_of_a_large_space_still_speak_for_its_kin() -> None:
+    first = entry(problem(2048, 2048, 2048), {ADDMM: (400.0, 400.0), emulated(512): (100.0, 100.0)})
+    second = entry(
+        problem(4096, 2048, 2048), {ADDMM: (800.0, 800.0), emulated(1024): (200.0, 200.0)}
+    )
+    found = model(first, second).predict(problem(2200, 2048, 2048), HIGHEST, "graph")
+    assert [p.candidate for p in found] == [emulated(512)]  # the nearer one's
+    assert found[0].ratio == pytest.approx(4.0)
+
+
+def test_another_tile_is_no_kin() -> None:
+    first = entry(problem(2048, 2048, 2048), {ADDMM: (400.0, 400.0)})
+    second = entry(
+        problem(2300, 2048, 2048), {ADDMM: (440.0, 440.0), emulated(512, bm=64): (100.0, 100.0)}
+    )
+    assert model(first, second).predict(problem(2048, 2048, 2100), HIGHEST, "graph") == []
+
+
+def test_what_was_noisier_than_the_baseline_is_not_predicted_at_highest() -> None:
+    fast, quiet = emulated(2048), emulated(512)
+    known = entry(
+        problem(2048, 2048, 2048),
+        {ADDMM: (400.0, 400.0), fast: (90.0, 90.0), quiet: (100.0, 100.0)},
+    )
+    norms = {ADDMM: 8e-7, fast: 1.2e-6, quiet: 4e-7}
+    rows = tuple(replace(row, error_norm=norms[row.candidate]) for row in known.measured)
+    known = replace(known, measured=rows)
+    at = problem(2200, 2048, 2048)
+    assert [p.candidate for p in model(known).predict(at, HIGHEST, "graph")] == [quiet]
+    assert [p.candidate for p in model(known).predict(at, Tolerance("high"), "graph")] == [fast]
+
+
 def test_an_unknown_strategy_in_the_evidence_is_passed_over() -> None:
     other = Candidate.of("from_the_future", x=1)
     known = entry(problem(64, 64, 64), {ADDMM: (100.0, 100.0), other: (1.0, 1.0)})

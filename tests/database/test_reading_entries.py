@@ -88,6 +88,9 @@ def problems_with(old, new, count=1, **options):
             "an id out of the file's environments, found 'deadbeef'",
         ),
         ("error: 12.3", "error: -1", "measured[0].error", "a number of at least 0, found -1"),
+        ("1.62e-07", "-1e-9", "measured[0].error_norm", "a number of at least 0, found -1e-09"),
+        ("1.62e-07", ".nan", "measured[0].error_norm", "a number of at least 0, found nan"),
+        ("1.62e-07", "small", "measured[0].error_norm", "a number of at least 0, found 'small'"),
         (
             "status: slow",
             "status: lazy",
@@ -168,6 +171,16 @@ def test_unknown_strategies_among_the_evidence_go_missing_silently():
     assert [row.candidate.strategy for row in kept.measured] == ["addmm", "padded", "padded"]
     assert kept.choices["highest"]["graph"].runner_up is None
     assert kept.choices["highest"]["graph"].runner_up_ratio is None
+
+
+def test_a_table_from_before_error_norms_is_read_without_them():
+    text = TEXT.replace(", error_norm: 1.62e-07", "")
+    assert text != TEXT
+    found, problems = table_from_text(text, FILE)
+    assert problems == []
+    rows = found.entries[entry().key].measured
+    assert [row.error_norm for row in rows] == [None] * len(rows)
+    assert rows[0].error == 12.3
 
 
 def test_any_strategy_is_taken_where_none_are_given_as_known():

@@ -46,7 +46,8 @@ low: 2.850, high: 2.880, rounds: 20}
     high:
       graph: CHOICE
   measured:
-  - {strategy: addmm, with: {reduced: false}, graph_us: 938.6, eager_us: 941, error: 12.3}
+  - {strategy: addmm, with: {reduced: false}, graph_us: 938.6, eager_us: 941, error: 12.3, \
+error_norm: 1.62e-07}
   - {strategy: padded, with: {form: fused}, status: slow, graph_us: 1400, workspace_bytes: 4096}
   - {strategy: padded, with: {form: through}, graph_us: 327.1, eager_us: 331, error: 0}
   - {strategy: tf32, status: unsupported, note: "no tensor cores: a test"}
@@ -103,6 +104,7 @@ def random_table(seed):
             graph_us=draw.choice([None, number()]),
             eager_us=draw.choice([None, number()]),
             error=draw.choice([None, 0.0, number()]),
+            error_norm=draw.choice([None, 0.0, number()]),
             workspace_bytes=draw.randrange(9),
             note="".join(chr(draw.choice([9, 10, 34, 92, 133, 0x2028, 0xFEFF, 0x1F600, 0, 65]))
                          for _ in range(draw.randrange(5))),
@@ -146,9 +148,10 @@ def test_any_yaml_reader_sees_the_same_values(seed):
         assert [r.get("with", {}) for r in row["measured"]] == [
             r.candidate.kwargs for r in ours_entry.measured
         ]
-        assert [r.get("graph_us") for r in row["measured"]] == [
-            r.graph_us for r in ours_entry.measured
-        ]
+        for field in ("graph_us", "error", "error_norm"):
+            assert [r.get(field) for r in row["measured"]] == [
+                getattr(r, field) for r in ours_entry.measured
+            ]
 
 
 def test_the_order_that_content_came_in_does_not_show():
@@ -193,7 +196,7 @@ def test_small_ratios_keep_three_digits():
 
 @pytest.mark.parametrize("error", [math.inf, math.nan])
 def test_an_error_that_is_not_finite_leaves_only_the_status(error):
-    row = Measured(candidate=ADDMM, status="inaccurate", error=error)
+    row = Measured(candidate=ADDMM, status="inaccurate", error=error, error_norm=error)
     text = dump_table(table(entry(measured=(row,))))
     assert "- {strategy: addmm, with: {reduced: false}, status: inaccurate}\n" in text
     read_text(text)

@@ -1,0 +1,329 @@
+"""What ``emulated_fp32`` declares: its bound, its reasons, its space. No kernel runs here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from invented import GPU, choice, entry, evidence
+
+from autogemm import dispatch
+from autogemm.database import Entry
+from autogemm.precision import ErrorBound, Tolerance
+from autogemm.problem import Problem, contiguous_problem
+from autogemm.strategies import BY_NAME, Candidate
+from autogemm.strategies.base import ParamValue
+
+STRATEGY = BY_NAME["emulated_fp32"]
+PARAMS: dict[str, ParamValue] = {
+    "form": "split",
+    "method": "fp16x3",
+    "bm": 128,
+    "bn": 128,
+    "bk": 64,
+    "warps": 8,
+    "stages": 3,
+    "chunk": 128,
+    "slices": 1,
+    "group": 8,
+}
+FUSED: dict[str, ParamValue] = {**PARAMS, "form": "fused", "bk": 32}
+ONE_TERM = {"method": "fp16"}
+LENGTHS = (1, 16, 64, 128, 192, 256, 512, 1000, 4096, 2**14, 2**17, 2**20)
+
+
+def problem(m: int = 4096, n: int = 4096, k: int = 4096, **facts: object) -> Problem:
+    """A problem whose operands are aligned, unless ``facts`` say otherwise."""
+    contiguous = contiguous_problem(m, n, k, torch.float32)
+    return replace(contiguous, **{"a": "row", "b": "row", "out": "row", **facts})
+
+
+def bound(k: int, params: dict[str, ParamValue] = PARAMS, **changed: ParamValue) -> ErrorBound:
+    return STRATEGY.bound(problem(k=k), {**params, **changed})
+
+
+def offered(k: int) -> list[dict[str, ParamValue]]:
+    """The space for problems large and small, in all orders."""
+    sizes = ((4096, 4096), (100, 300), (16, 4096), (4096, 16), (64, 64))
+    found = {
+        Candidate.of("emulated_fp32", **params): params
+        for m, n in sizes
+        for params in STRATEGY.space(problem(m, n, k), GPU)
+    }
+    return list(found.values())
+
+
+def known(where: Problem, level: str, candidate: Candidate) -> Entry:
+    return entry(where, {level: choice(candidate)})
+
+
+# -------------------------------------------------------------------------------- its bound
+
+
+@pytest.mark.parametrize("k", LENGTHS)
+def test_a_choice_serves_a_level_only_where_its_bound_stays_within(k: int) -> None:
+    where = problem(k=k)
+    for level, rho in (("highest", 8), ("high", 2**14)):
+        for params in offered(k):
+            candidate = Candidate.of("emulated_fp32", **params)
+            declared = STRATEGY.bound(where, params)
+            within = declared.rho <= rho and declared.total <= rho + k
+            evident = evidence(known(where, level, candidate))
+            made = dispatch.plan(where, Tolerance(level), GPU, "graph", evident)
+            assert (made.candidate == candidate) == within
+            if not within:
+                assert made.passed_over[0][0] == candidate
+                assert "exceeds" in made.passed_over[0][1]
+
+
+def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
+    """What certificates, promotions and roundings cost takes sums of some length to hide."""
+
+    def serves(k: int, level: str, **wanted: ParamValue) -> bool:
+        return any(
+            Tolerance(level).admits(STRATEGY.bound(problem(k=k), params), torch.float32, k)
+            for params in offered(k)
+            if wanted.items() <= params.items()
+        )
+
+    for form, method, level in (
+        ("split", "fp16x3", "highest"),
+        ("fused", "fp16x3", "highest"),
+        ("split", "fp16", "high"),
+        ("fused", "fp16", "high"),
+    ):
+        served = [k for k in LENGTHS if serves(k, level, form=form, method=method)]
+        assert 16 not in served
+        assert set(LENGTHS[LENGTHS.index(512) :]) <= set(served)
+        assert served == [k for k in LENGTHS if k >= served[0]]
+
+
+def test_one_term_never_serves_the_highest_level_however_long_the_sum() -> None:
+    """A long sum has room for 2^14 units, but operands are never rounded to a shorter type."""
+    for k in (4096, 2**17, 2**22):
+        for params in (PARAMS, FUSED):
+            declared = bound(k, params, **ONE_TERM)
+            assert not Tolerance("highest").admits(declared, torch.float32, k)
+            assert Tolerance("high").admits(declared, torch.float32, k)
+
+
+def test_the_rounding_of_operands_is_declared_apart_from_the_sum() -> None:
+    for k in LENGTHS:
+        for params in offered(k):
+            rho = {"fp16x3": 8.0, "fp16": 2.0**14}[str(params["method"])]
+            assert STRATEGY.bound(problem(k=k), params).rho == rho
+
+
+@pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
+def test_shorter_chunks_are_safer_as_long_as_promotions_are_few(
+    params: dict[str, ParamValue],
+) -> None:
+    growths = [bound(2**16, params, chunk=chunk).growth for chunk in (256, 512, 1024, 2048)]
+    assert growths == sorted(growths)
+    assert bound(2**16, params, chunk=64).growth > bound(2**16, params, chunk=256).growth
+
+
+def test_three_products_in_one_accumulator_lose_three_times_as_much() -> None:
+    """That is why the fused form needs chunks shorter than k at the highest level."""
+    k = 2048
+    assert not Tolerance("highest").admits(bound(k, FUSED, chunk=k), torch.float32, k)
+    assert Tolerance("highest").admits(bound(k, PARAMS, chunk=k), torch.float32, k)
+    assert Tolerance("highest").admits(bound(k, FUSED, chunk=512), torch.float32, k)
+
+
+def modelled(k: int, params: dict[str, ParamValue]) -> float:
+    """Units that a sum over k can lose, by the model of docs/accuracy.md, and to promotions.
+
+    At most (products - 1)/2 cut when they are aligned, 2 for every 16 products added, on the
+    longest stretch that one accumulator takes; one for each sum that is added to another.
+    """
+    slices, bk = int(params["slices"]), int(params["bk"])
+    slice_k = min(k, bk * math.ceil(math.ceil(k / slices) / bk))  # what the kernel makes of it
+    chunk = min(slice_k, int(params["chunk"]))
+    apart = params["form"] == "split" or params["method"] == "fp16"
+    products = chunk if apart else 3 * chunk
+    steps = math.ceil(chunk / 16) * (1 if apart else 3)
+    sums = math.ceil(slice_k / chunk) - 1 + math.ceil(k / slice_k) - 1
+    return (products - 1) / 2 + 2 * steps + sums
+
+
+@pytest.mark.parametrize("k", [*LENGTHS, 200, 650, 5000])
+def test_the_bound_covers_what_truncation_and_promotion_can_lose(k: int) -> None:
+    for params in offered(k):
+        assert STRATEGY.bound(problem(k=k), params).growth >= modelled(k, params), params
+
+
+@pytest.mark.parametrize("k", [16, 64, 200, 512, 650, 5000])
+def test_the_bound_covers_slices_that_are_rounded_up_to_blocks(k: int) -> None:
+    for params in uneven_slices():
+        assert STRATEGY.bound(problem(k=k), params).growth >= modelled(k, params), params
+
+
+def uneven_slices() -> Iterator[dict[str, ParamValue]]:
+    """They are longer than k over their number."""
+    for slices, bk, chunk in itertools.product((2, 3, 5, 7, 60), (32, 64), (64, 512)):
+        for method in ("fp16x3", "fp16"):
+            yield {**FUSED, "method": method, "slices": slices, "bk": bk, "chunk": chunk}
+
+
+# ---------------------------------------------------------------------------------- reasons
+
+
+@pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
+def test_it_serves_aligned_float32_on_an_nvidia_gpu(params: dict[str, ParamValue]) -> None:
+    for update in ("none", "add", "bias", "inplace"):
+        assert STRATEGY.reasons_not(problem(update=update), GPU, params) == []
+    ampere = replace(GPU, capability=(8, 0))
+    assert STRATEGY.reasons_not(problem(), ampere, params) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "device", "reason"),
+    [
+        (problem(), replace(GPU, features=("rocm",)), "studied on NVIDIA GPUs only"),
+        (problem(), replace(GPU, packages=frozenset()), "'triton', which is not installed"),
+        (problem(), replace(GPU, capability=(7, 5)), "needs compute capability 8.0"),
+        (problem(dtype=torch.bfloat16), GPU, "computes float32, not bfloat16"),
+        (problem(dtype=torch.complex64), GPU, "computes float32, not complex64"),
+        (problem(device_type="cpu"), GPU, "runs on cuda, not on cpu"),
+        (problem(needs_grad=True), GPU, "autograd"),
+    ],
+    ids=["rocm", "triton", "capability", "bfloat16", "complex64", "cpu", "grad"],
+)
+def test_it_says_why_it_cannot_serve(where: Problem, device: object, reason: str) -> None:
+    for params in (PARAMS, FUSED):
+        (found,) = STRATEGY.reasons_not(where, device, params)  # type: ignore[arg-type]
+        assert reason in found
+
+
+@pytest.mark.parametrize("size", [(1, 512), (512, 1), (1, 1)], ids=str)
+def test_a_vector_is_left_to_others(size: tuple[int, int]) -> None:
+    """It is bound by memory, and the stride of its one row may be anything."""
+    for params in (PARAMS, FUSED):
+        (reason,) = STRATEGY.reasons_not(problem(*size), GPU, params)
+        assert "vector" in reason
+
+
+@pytest.mark.parametrize("layout", ["row-unaligned", "col-unaligned", "strided"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> None:
+    where = problem(**{side: layout})
+    assert STRATEGY.reasons_not(where, GPU, PARAMS) == []
+    (reason,) = STRATEGY.reasons_not(where, GPU, FUSED)
+    assert "16-byte aligned" in reason
+    assert {c.kwargs["form"] for c in STRATEGY.candidates(where, GPU)} == {"split"}
+    for order in ("row", "col"):
+        assert STRATEGY.reasons_not(problem(**{side: order}), GPU, FUSED) == []
+    assert STRATEGY.reasons_not(problem(out="strided"), GPU, FUSED) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({**PARAMS, "slices": 2}, "takes no slices"),
+        ({**PARAMS, "bm": 32}, "at least 64 x 64"),
+        ({**PARAMS, "bn": 16}, "at least 64 x 64"),
+        ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
+        ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
+        ({**FUSED, "chunk": 96}, "does not take chunk=96"),
+        ({**FUSED, "bk": 128}, "does not take bk=128"),
+        ({**FUSED, "slices": 0}, "does not take slices=0"),
+        ({**FUSED, "method": "bf16x6"}, "does not take method='bf16x6'"),
+        ({**FUSED, "group": True}, "does not take group=True"),
+    ],
+    ids=str,
+)
+def test_parameters_that_no_kernel_takes_are_reasons(
+    params: dict[str, ParamValue], reason: str
+) -> None:
+    (found,) = STRATEGY.reasons_not(problem(), GPU, params)
+    assert reason in found
+
+
+def test_slices_and_narrow_tiles_are_for_the_fused_form() -> None:
+    for changed in ({"slices": 4}, {"bm": 16}, {"bn": 16}, {"bm": 32, "bn": 64}):
+        assert STRATEGY.reasons_not(problem(), GPU, {**FUSED, **changed}) == []
+
+
+# -------------------------------------------------------------------------- space and memory
+
+EXTENTS = (1, 16, 33, 64, 100, 512, 4096, 30000)
+
+
+def test_the_space_is_legal_without_repeats_and_of_bearable_size() -> None:
+    for m, n, k in itertools.product(EXTENTS, EXTENTS, (1, 64, 1000, 2**14, 2**20)):
+        space = [Candidate.of("emulated_fp32", **p) for p in STRATEGY.space(problem(m, n, k), GPU)]
+        assert 0 < len(space) <= 250
+        assert len(set(space)) == len(space)
+        for candidate in space:
+            assert STRATEGY.wrong_parameters(candidate.kwargs) == []
+
+
+TYPICAL = [
+    (512, 512, 512),
+    (4096, 4096, 4096),
+    (8192, 8192, 8192),
+    (4095, 4095, 4095),
+    (64, 64, 4096),
+    (16, 4096, 4096),
+    (4096, 2, 4096),
+    (1000, 1000, 100000),
+    (100, 36, 2**18),
+]
+
+
+@pytest.mark.parametrize("size", TYPICAL, ids=lambda size: "x".join(map(str, size)))
+def test_typical_problems_have_candidates_at_both_levels(size: tuple[int, int, int]) -> None:
+    where = contiguous_problem(*size, torch.float32)
+    found = STRATEGY.candidates(where, GPU)
+    for level, method in (("highest", "fp16x3"), ("high", "fp16")):
+        assert any(
+            candidate.kwargs["method"] == method
+            and Tolerance(level).admits(
+                STRATEGY.bound(where, candidate.kwargs), torch.float32, where.k
+            )
+            for candidate in found
+        )
+
+
+def test_tiles_are_not_much_larger_than_the_result() -> None:
+    for m, n in itertools.product(EXTENTS, EXTENTS):
+        for params in STRATEGY.space(problem(m, n, 4096), GPU):
+            assert int(params["bm"]) <= max(64, 2 * m)
+            assert int(params["bn"]) <= max(64, 2 * n)
+
+
+def test_k_is_sliced_where_tiles_leave_the_device_idle_and_nowhere_else() -> None:
+    def slices(m: int, n: int, k: int) -> set[object]:
+        return {params["slices"] for params in STRATEGY.space(problem(m, n, k), GPU)}
+
+    assert slices(8192, 8192, 8192) == {1}
+    assert max(slices(64, 64, 2**18)) >= GPU.units  # type: ignore[type-var,operator]
+    assert slices(64, 64, 64) == {1}
+    for k in (512, 4096, 2**18):
+        for params in STRATEGY.space(problem(64, 64, k), GPU):
+            assert int(params["slices"]) == 1 or k / int(params["slices"]) >= int(params["bk"])
+
+
+def test_one_chunk_that_covers_k_is_enough() -> None:
+    for k in (16, 64, 100, 256, 1000, 5000):
+        covering: Counter[Candidate] = Counter()
+        for params in STRATEGY.space(problem(512, 512, k), GPU):
+            if int(params["chunk"]) * int(params["slices"]) >= k:
+                covering[Candidate.of("emulated_fp32", **{**params, "chunk": 0})] += 1
+        assert set(covering.values()) <= {1}
+
+
+def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
+    where = problem(1000, 500, 300)
+    terms = 1500 * 304 * 2  # fp16, rows of a multiple of 8
+    scales = 1500 * 3 * 4  # float32, for every 128 of k
+    assert STRATEGY.workspace_bytes(where, PARAMS) == 2 * terms + scales
+    assert STRATEGY.workspace_bytes(where, {**PARAMS, **ONE_TERM}) == terms + scales
+    assert STRATEGY.workspace_bytes(where, FUSED) == 0
+    assert STRATEGY.workspace_bytes(where, {**FUSED, "slices": 3}) == 3 * 1000 * 500 * 4
