@@ -420,7 +420,8 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Repairs | None:
         return call
 
     for module in (from_split, fused):
-        monkeypatch.setattr(module, "_weight", counted(module._weight, "weighed"))
+        weigh = "_is_too_light" if module is from_split else "_weight"
+        monkeypatch.setattr(module, weigh, counted(getattr(module, weigh), "weighed"))
         monkeypatch.setattr(module, "ieee_tile", counted(module.ieee_tile, "again"))
     return counts
 
@@ -458,11 +459,12 @@ def late(A: torch.Tensor, B: torch.Tensor, leading: int = 64) -> tuple[torch.Ten
 
 
 def with_a_large_chunk_that_meets_zeros() -> tuple[torch.Tensor, torch.Tensor]:
-    """Beside the scales of the first chunk the second, whose sums cancel, weighs nothing."""
+    """Beside the scales of the first chunk the last, whose sums cancel, weighs nothing."""
     x, y = integers(20, 32).cpu() * 2.0**-10, integers(32, 24).cpu()
     x[3, 5] = 2.0**-10 * TINY
-    A, B = ordinary(20, 24, 64)
-    return torch.cat([2.0**20 * A, x, x], 1), torch.cat([0 * B, y, -y], 0)
+    A, B = late(x, y, 512)
+    A[:, :64], B[:64] = 2.0**20, 0
+    return torch.cat([A, x], 1), torch.cat([B, -y], 0)
 
 
 def uncertified() -> tuple[torch.Tensor, torch.Tensor]:
@@ -655,7 +657,43 @@ def test_many_warps_and_the_registers_they_leave_change_no_result() -> None:
     assert serve(candidate, 1.0, A, B, 0.0, None, "new", truth)
 
 
-# ---------------------------------------------------------------------------------- truncation
+# ------------------------------------------------------------------------- sums, as hardware adds
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IEEE products added one by one, as a GPU's multiply-add units do."""
+    if ON_GPU:
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    real = interpreter.InterpreterBuilder.create_dot
+
+    def dot(builder: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        if a.data.dtype != np.float32:
+            return real(builder, a, b, d, *rest)
+        total = d.data.astype(np.float64)
+        for x, y in zip(a.data.T.astype(np.float64), b.data.astype(np.float64), strict=True):
+            total = (total + np.outer(x, y)).astype(np.float32).astype(np.float64)
+        return interpreter.TensorHandle(total.astype(np.float32), d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tile_computed_again_keeps_a_bound_that_is_smaller_than_k(form: str) -> None:
+    """Of ordinary arithmetic, rounding down at every step of the second half of a sum."""
+    k = 4096
+    A, B = torch.full((4, k), 1 + 2.0**-13 - 2.0**-23), torch.ones(k, 4)
+    A[3, 1:] *= TINY  # the rest of the tile is computed again for this row's sake
+    A[3, 0], B[0, 3] = 2.0**40, 0
+    truth = Truth(1.0, A, B, 0.0, None)
+    A, B = A.to(PLACE), B.to(PLACE)
+    candidate = emulated(form, "fp16x3", bk=64, chunk=128 if form == "split" else 64)
+    assert bound_of(candidate, A, B).total < k / 4
+    out = nowhere(A, B)
+    product(candidate, A, B, out)
+    truth.check(out.cpu(), bound_of(candidate, A, B))
 
 
 def as_hopper_adds(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -766,3 +804,62 @@ def test_the_bound_holds_on_hostile_operands_that_one_block_of_k_holds(name: str
     truth = Truth(1.0, A, B, 0.0, None)
     for candidate in EMULATED:
         assert serve(candidate, 1.0, A.to(PLACE), B.to(PLACE), 0.0, None, "col", truth)
+
+
+# ------------------------------------------------------------------------- ends of the range
+
+
+def pair(k: int, a: dict[int, float], b: dict[int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One row of A and one column of B that are 0 but for these places; the rest is ordinary."""
+    A, B = normal(4, k), normal(k, 4)
+    A[0], B[:, 0] = 0.0, 0.0
+    for at, value in a.items():
+        A[0, at] = value
+    for at, value in b.items():
+        B[at, 0] = value
+    return A, B
+
+
+ENDS = {
+    "the threshold underflows": pair(132, {3: 1.2345 * 2.0**-66}, {3: 1.777 * 2.0**-66}),
+    "the result is all but nothing": pair(132, {3: 1.2345 * 2.0**-72}, {3: 1.777 * 2.0**-71}),
+    "the weight underflows": pair(
+        132, {0: 2.0**-84, 3: 1.3 * 2.0**-122}, {3: 1.7 * 2.0**89, 5: 1.5 * 2.0**127}
+    ),
+    "the weight overflows": pair(
+        132,
+        {**dict.fromkeys(range(64), 2.0**127), 64: 1.0, 65: 1.2345 * 2.0**-40},
+        {**dict.fromkeys(range(64), 1.9 * 2.0**-84), 65: 1.3 * 2.0**120},
+    ),
+}
+
+
+@pytest.mark.parametrize("terms", METHODS)
+@pytest.mark.parametrize("name", ENDS)
+def test_a_certificate_neither_overflows_nor_underflows(name: str, terms: int) -> None:
+    A, B = ENDS[name]
+    split = splitting.split_both(A, B, terms=terms, chunk=64)
+    out = A.new_empty(4, 4)
+    from_split.split_product(
+        1.0, A, B, 0.0, None, out, split, terms=terms, chunk=64,
+        tiling=from_split.Tiling(64, 64, 64, 4, 2), gain=0.0,
+    )  # fmt: skip
+    exact = A[0].double() @ B[:, 0].double()
+    weight = A[0].double().abs() @ B[:, 0].double().abs()
+    rho = {2: 8.0, 1: 2.0**14}[terms]
+    bound = 2.0**-24 * (exact.abs() + (rho + 132) * weight) + 134 * 2.0**-149
+    assert (out[0, 0].double() - exact).abs() <= bound
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_rows_a_million_elements_apart_are_read_as_they_lie(which: str) -> None:
+    far = normal(4, 2**20)[:, :128]
+    near = normal(4, 128)
+    A, B = (far, near.t()) if which == "A" else (near, far.t())
+    out = A.new_empty(4, 4)
+    split = splitting.split_both(A, B, terms=2, chunk=64)
+    from_split.split_product(
+        1.0, A, B, 0.0, None, out, split, terms=2, chunk=64,
+        tiling=from_split.Tiling(64, 64, 64, 4, 2), gain=0.0,
+    )  # fmt: skip
+    assert torch.allclose(out.double(), A.double() @ B.double(), rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 from autogemm.strategies.base import ParamValue
 
+ROOT = Path(__file__).parent.parent
 STRATEGY = BY_NAME["emulated_fp32"]
 PARAMS: dict[str, ParamValue] = {
     "form": "split",
@@ -103,6 +105,22 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
         assert served == [k for k in LENGTHS if k >= served[0]]
 
 
+@pytest.mark.parametrize(
+    ("params", "chunk", "shortest"), [(PARAMS, 128, 27), (FUSED, 64, 151)], ids=["split", "fused"]
+)
+def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
+    params: dict[str, ParamValue], chunk: int, shortest: int
+) -> None:
+    served = [
+        k
+        for k in range(1, 600)
+        if Tolerance("highest").admits(bound(k, params, chunk=chunk), torch.float32, k)
+    ]
+    assert served == list(range(shortest, 600))
+    text = " ".join((ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8").split())
+    assert f"k ≥ {shortest} in form `{params['form']}`" in text
+
+
 def test_one_term_never_serves_the_highest_level_however_long_the_sum() -> None:
     """A long sum has room for 2^14 units, but operands are never rounded to a shorter type."""
     for k in (4096, 2**17, 2**22):
@@ -178,8 +196,8 @@ def uneven_slices() -> Iterator[dict[str, ParamValue]]:
 def test_it_serves_aligned_float32_on_an_nvidia_gpu(params: dict[str, ParamValue]) -> None:
     for update in ("none", "add", "bias", "inplace"):
         assert STRATEGY.reasons_not(problem(update=update), GPU, params) == []
-    ampere = replace(GPU, capability=(8, 0))
-    assert STRATEGY.reasons_not(problem(), ampere, params) == []
+    blackwell = replace(GPU, capability=(10, 0))
+    assert STRATEGY.reasons_not(problem(), blackwell, params) == []
 
 
 @pytest.mark.parametrize(
@@ -187,7 +205,7 @@ def test_it_serves_aligned_float32_on_an_nvidia_gpu(params: dict[str, ParamValue
     [
         (problem(), replace(GPU, features=("rocm",)), "studied on NVIDIA GPUs only"),
         (problem(), replace(GPU, packages=frozenset()), "'triton', which is not installed"),
-        (problem(), replace(GPU, capability=(7, 5)), "needs compute capability 8.0"),
+        (problem(), replace(GPU, capability=(7, 5)), "needs compute capability 9.0"),
         (problem(dtype=torch.bfloat16), GPU, "computes float32, not bfloat16"),
         (problem(dtype=torch.complex64), GPU, "computes float32, not complex64"),
         (problem(device_type="cpu"), GPU, "runs on cuda, not on cpu"),

@@ -22,8 +22,10 @@ from autogemm.kernels.launch import ceil_div, launch
 
 _ELEMENTS = {64: 2048, 128: 2048, 256: 4096, 512: 8192, 1024: 8192, 2048: 16384}
 """Of one program, by chunk; 16 a thread. Measured best on an H200 for 1024² to 4096²."""
-_FAR = 2**31 // 2048
-"""Offsets within a program's block fit 32 bits below this stride: no chunk is longer."""
+_FAR_ROW = 2**31 // 64
+_FAR_K = 2**31 // 2048
+"""Offsets within a program's block fit 32 bits below these strides: it has no more rows, and no
+chunk is longer."""
 
 # Bit patterns and binary exponents, as integers: the interpreter and the compiler agree on them.
 _INFINITY = tl.constexpr(0x7F800000)
@@ -52,7 +54,7 @@ def _split_block(
         k = k // 4 * 4
         if ORDER == 1:
             x_row = x_row // 4 * 4
-        else:
+        elif ORDER == 2:
             x_k = x_k // 4 * 4
     pitch = pitch // 8 * 8  # zeros fill the rows up to it
     # Neighbours in memory go to neighbouring programs.
@@ -87,7 +89,7 @@ def _split_block(
     )
     exponent = tl.maximum((highest >> 23) - 127, _LOWEST_EXPONENT)
     # The smallest magnitude that its terms hold in full lies 2^27 (28, with one term) below.
-    whole = tl.maximum(exponent + (100 if TERMS == 2 else 99), 1) << 23
+    whole = (exponent + (100 if TERMS == 2 else 99)) << 23
     small = lowest < (whole - 1).to(tl.uint32, bitcast=True)
     odd = small | (any_special > 0) | ((exponent < _LOWEST_SAFE) & (highest > 0))
     scaled = value * ((141 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
@@ -173,8 +175,8 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
         {
             "A_ORDER": orders[0],
             "B_ORDER": orders[1],
-            "A_ALIGNED": _aligned(A, a_row, a_k, m, k),
-            "B_ALIGNED": _aligned(B, b_row, b_k, n, k),
+            "A_ALIGNED": orders[0] > 0 and _aligned(A, a_row, a_k, m, k),
+            "B_ALIGNED": orders[1] > 0 and _aligned(B, b_row, b_k, n, k),
             "TERMS": terms,
             "R": stretches,
             "CHUNK": chunk,
@@ -186,9 +188,9 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
 
 def _order(row: int, k: int) -> int:
     """1 where k is contiguous, 2 where rows are; 0 where neither is, or 32 bits fall short."""
-    if max(row, k) >= _FAR:
-        return 0
-    return 1 if k == 1 else 2 if row == 1 else 0
+    if k == 1 and row < _FAR_ROW:
+        return 1
+    return 2 if row == 1 and k < _FAR_K else 0
 
 
 def _aligned(x: torch.Tensor, row: int, k_stride: int, rows: int, k: int) -> bool:

@@ -25,8 +25,8 @@ TOTAL_SCALE = 2.0**14
 """What a total must be multiplied by: the scales' biases leave it this much too small."""
 
 CERTIFIED = {2: 2.0**8, 1: 2.0**20}
-"""By terms: the sum of |hi·hi|, in scaled units, beside which lost bits of small elements are
-at most k/16 units of the result's own bound."""
+"""By terms: the magnitude G, in units of the largest scales, beside which lost bits of small
+elements are at most k/16 units of the result's own bound."""
 
 _UNDERFLOW = tl.constexpr(2.0**-96)
 _TOTAL_SCALE = tl.constexpr(TOTAL_SCALE)
@@ -92,19 +92,24 @@ def _stretches(scales, rows, first_row, chunks, BLOCK: tl.constexpr):
 
 @triton.jit
 def _needed(a_largest, b_largest, a_odd, b_odd, certified):
-    """How large a sum must be to certify an element: 0 where no stretch of it is flagged."""
+    """How large a total must be to certify an element: 0 where no stretch of it is flagged."""
     need = (a_largest * (certified * _TOTAL_SCALE))[:, None] * b_largest[None, :]
-    need = tl.where(need > 0, tl.maximum(need, _UNDERFLOW), 0.0)
+    # The floor holds where the product underflows too. A row or column of zeros needs nothing.
+    something = (a_largest > 0)[:, None] & (b_largest > 0)[None, :]
+    need = tl.where(something, tl.maximum(need, _UNDERFLOW), 0.0)
     return tl.where(a_odd[:, None] | b_odd[None, :], need, 0.0)
 
 
 @triton.jit
-def _weight(
-    a, b, b_first, a_scales, b_scales, i0, j0, m, n, blocks, chunk_blocks, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr,
+def _is_too_light(
+    a, b, b_first, a_scales, b_scales, a_largest, b_largest, a_odd, b_odd, i0, j0, m, n, k, blocks,
+    chunk_blocks, certified, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The sum of |hi·hi| over all k."""
+    """Whether the sum of |hi·hi| over all k leaves a flagged element of the tile uncertified."""
     weight = tl.zeros((BM, BN), dtype=tl.float32)
+    heaviest = tl.zeros((BM, BN), dtype=tl.float32)
+    a_unit = tl.where(a_largest > 0, a_largest, 1.0)
+    b_unit = tl.where(b_largest > 0, b_largest, 1.0)
     for block in tl.range(0, blocks, num_stages=1):
         x = tl.abs(a.load([i0, block * BK]))
         y = tl.abs(b.load([b_first + j0, block * BK])).T
@@ -114,8 +119,14 @@ def _weight(
         fa = tl.load(a_scales + (chunk * m + i0) + i, mask=i < m - i0, other=0.0)
         fb = tl.load(b_scales + (chunk * n + j0) + j, mask=j < n - j0, other=0.0)
         part = tl.dot(x, y)
-        weight += (part * (tl.abs(fa) * _TOTAL_SCALE)[:, None]) * tl.abs(fb)[None, :]
-    return weight
+        # In units of the largest scales: nothing overflows, and underflow only takes away.
+        weight += (part * (tl.abs(fa) / a_unit)[:, None]) * (tl.abs(fb) / b_unit)[None, :]
+        heaviest = tl.maximum(heaviest, part)
+    # What underflows to 2^-24 weighs too much, by 2^-9 a product at most.
+    light = weight < certified + k * 0.00390625
+    # A sum of nothing but zeros is exact: hi is 0 for zeros alone.
+    light = light & (heaviest > 0) & (a_odd[:, None] | b_odd[None, :])
+    return tl.max(tl.max(light.to(tl.int32), 1), 0)
 
 
 @triton.jit(
@@ -164,15 +175,15 @@ def _product_kernel(
             met = (total != total) & (a_odd[:, None] & b_odd[None, :])
             wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
             if (doubtful > 0) & (wrong == 0):
-                weight = _weight(
-                    a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, blocks,
-                    chunk_blocks, BM, BN, BK,
+                wrong = _is_too_light(
+                    a_terms, b_terms, b_first, a_scales, b_scales, a_largest, b_largest, a_odd,
+                    b_odd, i0, j0, m, n, k, blocks, chunk_blocks, certified, BM, BN, BK,
                 )  # fmt: skip
-                # A weight of 0 is exact: hi is 0 for zeros alone.
-                light = (weight < need) & (weight != 0)
-                wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
             if wrong > 0:
-                total = ieee_tile(a, b, i0, j0, m, n, 0, k, a_row, a_k, b_row, b_k, BM, BN)
+                total = ieee_tile(
+                    a, b, i0, j0, m, n, 0, k, chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM,
+                    BN,
+                )  # fmt: skip
     store_tile(
         total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
         ALIGNED, BM, BN,
@@ -254,6 +265,10 @@ def split_product(
 
 
 def is_aligned(x: torch.Tensor) -> bool:
-    """Whether rows are contiguous and start at multiples of 16 bytes, for wide accesses."""
+    """Whether rows are contiguous and start at multiples of 16 bytes, for wide accesses.
+
+    Rows so far apart that offsets within a tile exceed 32 bits do not count.
+    """
     row, col = x.stride()
-    return col == 1 and row % 4 == 0 and x.shape[1] % 4 == 0 and x.data_ptr() % 16 == 0
+    near = col == 1 and row < 2**23
+    return near and row % 4 == 0 and x.shape[1] % 4 == 0 and x.data_ptr() % 16 == 0
