@@ -154,7 +154,9 @@ class Search:
             (
                 us
                 for row in rows.values()
-                if row.status == "ok" and self._bounds[row.candidate].total <= bound.total
+                if row.status == "ok"
+                and self._bounds[row.candidate].total <= bound.total
+                and not is_noisier(self._problem, "highest", row, rows.values())
                 for us in [time_of(row, "graph")]
                 if us is not None
             ),
