@@ -467,10 +467,10 @@ def with_a_large_chunk_that_meets_zeros() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([A, x], 1), torch.cat([B, -y], 0)
 
 
-def uncertified() -> tuple[torch.Tensor, torch.Tensor]:
+def uncertified(below: float = TINY, k: int = 72) -> tuple[torch.Tensor, torch.Tensor]:
     """What is large meets zeros: the result is made of what terms do not hold."""
-    A, B = ordinary()
-    A[3, 1:] *= TINY
+    A, B = ordinary(k=k)
+    A[3, 1:] *= below
     B[0] = 0
     return A, B
 
@@ -504,6 +504,8 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ("split", "the_total_certifies", None, with_a_tiny_element, (0, 0), False),
     ("split", "the_sum_of_moduli_certifies", None, that_cancel, (1, 0), False),
     ("split", "nothing_certifies", None, uncertified, (1, 1), True),
+    ("split", "the_total_is_a_little_too_small", 2, lambda: uncertified(2.0**-28), (1, 1), False),
+    ("split", "the_total_just_suffices", 2, lambda: uncertified(2.0**-28, 200), (0, 0), False),
     ("split", "a_late_chunk_is_flagged", None, lambda: late(*uncertified(), 576), (1, 1), True),
     ("split", "chunks_differ", None, with_a_large_chunk_that_meets_zeros, (1, 1), False),
     ("split", "a_sum_of_zeros_is_exact", None, with_zeros_opposite, (1, 0), False),
@@ -513,6 +515,15 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ("fused", "the_total_certifies", None, lambda: late(*ordinary()), (0, 0), False),
     ("fused", "the_sum_of_moduli_certifies", None, lambda: that_cancel(64), (1, 0), False),
     ("fused", "nothing_certifies", None, uncertified, (1, 1), True),
+    (
+        "fused",
+        "the_total_is_a_little_too_small",
+        None,
+        lambda: uncertified(2.0**-11),
+        (1, 1),
+        False,
+    ),
+    ("fused", "the_total_just_suffices", None, lambda: uncertified(2.0**-10), (0, 0), False),
     ("fused", "a_sum_of_zeros_is_exact", None, with_zeros_opposite, (1, 0), False),
     ("fused", "an_element_outgrows_fp16", None, with_an_outlier, (0, 1), True),
     ("fused", "infinities_meet", 2, where_infinities_meet, (0, 1), True),
