@@ -59,14 +59,7 @@ def worst_ratio(
     """
     worst, complaint = 0.0, ""
     for sample in samples:
-        C = sample.operands.C
-        out = None
-        if sample.operands.out is not None:
-            assert C is not None
-            C = out = C.clone()  # the sample serves other candidates too
-        result = run(
-            alpha, sample.operands.A, sample.operands.B, 0.0 if C is None else beta, C, out
-        )
+        result = _run_on(sample, run, alpha, beta)
         ratio = _ratio(result, sample, problem)
         worst = max(worst, ratio)
         typical = min(bound.growth, 4 * math.sqrt(problem.k))
@@ -80,14 +73,16 @@ def worst_ratio(
 def error_norm(samples: list[Sample], run: Run, alpha: float, beta: float) -> float:
     """‖Ĉ - C‖/‖C‖ (Frobenius) on the first sample, normal data, over its sampled elements."""
     sample = samples[0]
-    C = sample.operands.C
-    out = None
-    if sample.operands.out is not None:
-        assert C is not None
-        C = out = C.clone()
-    result = run(alpha, sample.operands.A, sample.operands.B, 0.0 if C is None else beta, C, out)
+    result = _run_on(sample, run, alpha, beta)
     error = result[sample.rows][:, sample.cols].to(sample.reference.dtype) - sample.reference
     return float(error.norm() / sample.reference.norm())
+
+
+def _run_on(sample: Sample, run: Run, alpha: float, beta: float) -> torch.Tensor:
+    A, B, C, out = (getattr(sample.operands, name) for name in ("A", "B", "C", "out"))
+    if out is not None:
+        C = out = C.clone()  # the sample serves other candidates too
+    return run(alpha, A, B, 0.0 if C is None else beta, C, out)
 
 
 def _ratio(result: torch.Tensor, sample: Sample, problem: Problem) -> float:

@@ -184,11 +184,9 @@ def _in_short(rejected: Iterable[tuple[Candidate, str]]) -> list[str]:
     lines = []
     for strategy, groups in reasons.items():
         for reason, candidates in list(groups.items())[:_LINES_EACH]:
-            many = len(candidates) > 2
+            many = len(candidates) > 1
             name = f"{strategy} ({len(candidates)} candidates)" if many else candidates[0]
             lines.append(f"  {name}: {reason}")
-            if len(candidates) == 2:
-                lines.append(f"  {candidates[1]}: {reason}")
         left = sum(map(len, list(groups.values())[_LINES_EACH:]))
         if left:
             lines.append(f"  {strategy}: {left} more")

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -175,16 +176,9 @@ AGAINST_TF32 = "high/tf32"
 _IN_TF32 = fp32_compute("cuda", "tf32")
 
 
-def _tf32_addmm(
-    alpha: complex | float,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    beta: complex | float,
-    C: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
+def _tf32_addmm(*call: Any) -> torch.Tensor:
     with _IN_TF32:
-        return _plain_addmm(alpha, A, B, beta, C, out)
+        return _plain_addmm(*call)
 
 
 def _plain_addmm(

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 STRATEGY = BY_NAME["emulated_fp32"]
 FORMS = ("split", "fused")
 METHODS = {1: "fp16", 2: "fp16x3"}
-LOWEST, LOWEST_SAFE = splitting._LOWEST_EXPONENT.value, splitting._LOWEST_SAFE.value
+LOWEST, LOWEST_SAFE = splitting.LOWEST_EXPONENT.value, splitting._LOWEST_SAFE.value
 
 
 # ---------------------------------------------------------------------------- terms and scales

@@ -21,6 +21,7 @@ from autogemm.kernels.epilogue import ieee_tile, store_tile
 from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.raster import tile_origin
 from autogemm.kernels.reduce import reduce_slices
+from autogemm.kernels.split import LOWEST_EXPONENT
 from autogemm.kernels.split_product import Tiling, is_aligned
 
 _PLACE = tl.constexpr(11)
@@ -29,7 +30,6 @@ _CERTIFIED = tl.constexpr(2.0**19)
 """The sum of |hi·hi|, in scaled units, beside which bits lost below 2⁻²⁵ are at most k/8
 units of the result's own bound: k·2⁻²⁵·(2¹⁶ + 2¹⁶) ≤ (k/8)·2⁻²⁴·2¹⁹. The first block of
 normally distributed operands has some 2²⁴."""
-_LOWEST_EXPONENT = tl.constexpr(-84)
 _SMALLEST_HALF = tl.constexpr(2.0**-24)
 
 
@@ -44,7 +44,7 @@ def _tiles(a, b, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
 def _scale(largest):
     """The power of two that brings a stretch's largest finite magnitude to about 2^_PLACE."""
     exponent = (largest.to(tl.int32, bitcast=True) >> 23) - 127
-    exponent = tl.where(largest > 0, tl.maximum(exponent, _LOWEST_EXPONENT), 0) - _PLACE
+    exponent = tl.where(largest > 0, tl.maximum(exponent, LOWEST_EXPONENT), 0) - _PLACE
     return ((127 - exponent) << 23).to(tl.float32, bitcast=True)
 
 

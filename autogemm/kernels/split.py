@@ -29,7 +29,7 @@ chunk is longer."""
 
 # Bit patterns and binary exponents, as integers: the interpreter and the compiler agree on them.
 _INFINITY = tl.constexpr(0x7F800000)
-_LOWEST_EXPONENT = tl.constexpr(-84)
+LOWEST_EXPONENT = tl.constexpr(-84)
 """Stretches whose largest magnitude is below 2^this are scaled as if it were there."""
 _LOWEST_SAFE = tl.constexpr(-20)
 """Stretches that lie lower are flagged: sums of their products may underflow."""
@@ -87,7 +87,7 @@ def _split_block(
     highest, lowest, any_special = tl.reduce(
         (tl.where(special, 0, bits), nonzero, special.to(tl.int32)), 1, _extremes
     )
-    exponent = tl.maximum((highest >> 23) - 127, _LOWEST_EXPONENT)
+    exponent = tl.maximum((highest >> 23) - 127, LOWEST_EXPONENT)
     # The smallest magnitude that its terms hold in full lies 2^27 (28, with one term) below.
     whole = (exponent + (100 if TERMS == 2 else 99)) << 23
     small = lowest < (whole - 1).to(tl.uint32, bitcast=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
@@ -191,24 +192,16 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
     )
     gain = _gain(device, bk, one_accumulator=False)
 
-    def run(
-        alpha: complex | float,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        beta: complex | float,
-        C: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if out is None:
-            out = torch.empty(A.shape[0], B.shape[1], dtype=torch.float32, device=A.device)
+    def write(
+        alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+    ) -> None:
         split = split_both(A, B, terms=terms, chunk=chunk)
         split_product(
-            float(alpha.real), A, B, float(beta.real), C, out, split, terms=terms, chunk=chunk,
-            tiling=tiling, gain=gain, guard=guard,
+            alpha, A, B, beta, C, out, split, terms=terms, chunk=chunk, tiling=tiling, gain=gain,
+            guard=guard,
         )  # fmt: skip
-        return out
 
-    return run
+    return _into_new(write)
 
 
 def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
@@ -227,24 +220,34 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
     # Two programs share a multiprocessor: one converts while the other multiplies.
     registers = _REGISTERS // (2 * 32 * warps) if warps == 8 else None
 
-    def run(
-        alpha: complex | float,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        beta: complex | float,
-        C: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if out is None:
-            out = torch.empty(A.shape[0], B.shape[1], dtype=torch.float32, device=A.device)
-        target = out
+    def write(
+        alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+    ) -> None:
         if transposed:
-            A, B, target = B.t(), A.t(), out.t()
+            A, B, out = B.t(), A.t(), out.t()
             C = None if C is None else C.t()
         fused_product(
-            float(alpha.real), A, B, float(beta.real), C, target, terms=terms, chunk=chunk,
-            slices=slices, tiling=tiling, gain=gain, guard=guard, registers=registers,
+            alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=slices, tiling=tiling,
+            gain=gain, guard=guard, registers=registers,
         )  # fmt: skip
+
+    return _into_new(write)
+
+
+def _into_new(write: Callable[..., None]) -> Run:
+    """A run that allocates its result where none is given."""
+
+    def run(
+        alpha: complex | float,
+        A: Tensor,
+        B: Tensor,
+        beta: complex | float,
+        C: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
+        if out is None:
+            out = torch.empty(A.shape[0], B.shape[1], dtype=torch.float32, device=A.device)
+        write(float(alpha.real), A, B, float(beta.real), C, out)
         return out
 
     return run
