@@ -412,8 +412,8 @@ def test_explain_tells_the_whole_story(tables: Path) -> None:
         str(path),
         "ksplit(chunks=4, form=batched): measured 75 us, 1.50x the choice",
         "half(dtype=bfloat16): failed when measured: RuntimeError: a test",
-        "padded(form=through): runs on cuda, not on cpu",
-        "tf32(pad=false): runs on cuda, not on cpu",
+        "padded (2 candidates): runs on cuda, not on cpu",
+        "tf32 (2 candidates): runs on cuda, not on cpu",
     ):
         assert words in text, text
     assert (told.strategy, told.parameters, told.source) == ("matmul_axpby", {}, "exact")
