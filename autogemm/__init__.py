@@ -1,6 +1,6 @@
 """Matrix products in PyTorch, as fast as the hardware allows at an accuracy you can trust."""
 
-from autogemm.api import Explanation, explain, gemm, gemm_, reload_tables
+from autogemm.api import explain, gemm, gemm_, reload_tables
 from autogemm.errors import (
     AutogemmError,
     DatabaseError,
@@ -8,6 +8,7 @@ from autogemm.errors import (
     InvalidProblem,
     NoStrategy,
 )
+from autogemm.explanation import Explanation
 
 __version__ = "0.1.0"
 

@@ -1,37 +1,42 @@
 """``gemm``, ``gemm_`` and ``explain``: check the call, find its plan, run it.
 
 The path of one call: ``gemm`` looks its facts up in a dictionary of warm calls; on a miss
-``_plan_call`` checks the operands (``problem``), reads the level (``precision``), asks
-``dispatch`` for a plan and binds it; the bound function runs.
+``_cold`` checks the operands (``problem``), reads the level (``precision``), asks ``dispatch``
+for a plan and binds it; the bound function runs. Calls that autograd watches go through
+``autograd``, traced ones through ``operator``; both come back here for every product.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 
-from autogemm import dispatch
+from autogemm import batching, dispatch
+from autogemm import operator as operators
 from autogemm import precision as precisions
 from autogemm import problem as problems
+from autogemm.autograd import differentiable
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
 from autogemm.dispatch import Plan
-from autogemm.errors import InvalidProblem
+from autogemm.explanation import Explanation
 from autogemm.problem import DTYPE_NAMES
-from autogemm.strategies import BY_NAME, Candidate, Run
+from autogemm.strategies import Run
 
 Scalar = complex | float | torch.Tensor
 
 _MAX_WARM_CALLS = 4096
-_warm: dict[Hashable, tuple[Run, tuple[int, int, int, int], bool]] = {}
+_warm: dict[Hashable, tuple[Run, tuple[int, int, int, int]]] = {}
 
 _is_compiling = torch.compiler.is_compiling
-_grad_enabled = torch.is_grad_enabled
+_function_mode_is_on = torch._C._is_torch_function_mode_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_watched = problems.is_watched
+_plain_classes = (torch.Tensor, torch.nn.Parameter)
 _autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
@@ -53,19 +58,23 @@ def gemm(
     Args:
         alpha: a number, or a 0-d CPU tensor; complex only with complex operands. Where it is
             0, A and B are not read.
-        A: (m, k), of float16, bfloat16, float32, float64, complex64 or complex128, any strides.
-        B: (k, n), of A's dtype and device.
+        A: (m, k), of float16, bfloat16, float32, float64, complex64 or complex128, any strides;
+            or a batch of such matrices, (..., m, k).
+        B: (k, n), of A's dtype and device; or a batch, (..., k, n). Leading dimensions are those
+            of A, or one of both has none and serves every matrix of the other.
         beta: like ``alpha``. Where it is 0, C is not read (a NaN in it does not spread).
-        C: (m, n), of A's dtype and device; may be None where β = 0, and may be an expanded row
-            or column, as a bias is.
+        C: (..., m, n), of A's dtype and device; may be None where β = 0, and may be expanded, as
+            a bias is.
         precision: ``"highest"``, ``"high"`` or ``"medium"``; or a number ε, an error budget:
             every element's error is at most ε·(|α||A||B| + |β||C|); or None, to follow what
-            torch was told (``torch.backends.cuda.matmul.fp32_precision`` and its like).
-        out: (m, n), receives the result; may be C itself, and must not otherwise share memory
-            with an operand.
+            torch was told (``torch.backends.cuda.matmul.fp32_precision`` and its like, and
+            ``torch.autocast``, which casts the operands unless ``out`` is given).
+        out: (..., m, n), receives the result; may be C itself, and must not otherwise share
+            memory with an operand. Not where an operand requires grad.
 
     Returns:
-        A new row-major (m, n) tensor, or ``out``.
+        A new row-major (..., m, n) tensor, or ``out``. Differentiable in A, B and C, to any
+        order, by products of the same precision; α and β are constants.
 
     Raises:
         InvalidProblem: the operands do not form a product; raised before anything runs.
@@ -75,28 +84,34 @@ def gemm(
     source of the corner cases: k = 0 gives β·C, m = 0 or n = 0 an empty result.
     """
     if _is_compiling():
-        return _composed(alpha, A, B, beta, C, precision, out)
+        return operators.traced(alpha, A, B, beta, C, precision, out)
+    if _function_mode_is_on():
+        return _unseen_by_function_modes(alpha, A, B, beta, C, precision, out)
     key: Hashable = None
     try:
         if alpha.__class__ is int:
             alpha = float(alpha)  # torch takes no integer beyond 64 bits
         if beta.__class__ is int:
             beta = float(beta)
+        dtype = A.dtype
         # The whole cost of a warm call beyond torch's own is this tuple and one look-up.
         key = (
-            A.shape, A.stride(), A.dtype, A.is_cpu, B.shape, B.stride(), B.dtype, B.is_cpu,
+            A.shape, A.stride(), dtype, A.is_cpu, A.__class__,
+            B.shape, B.stride(), B.dtype is dtype, B.is_cpu, B.__class__,
             alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision, precision.__class__,
-            None if C is None else (C.shape, C.stride(), C.dtype, C.is_cpu),
-            None if out is None else (
-                C is out, out.shape, out.stride(), out.dtype, out.is_cpu, out.requires_grad,
-                problems.is_watched(A, B, C),
+            None if C is None else (
+                C.shape, C.stride(), C.dtype is dtype, C.is_cpu, C.__class__
             ),
-            _autocast_is_on(),
+            None if out is None else (
+                C is out, out.shape, out.stride(), out.dtype is dtype, out.is_cpu,
+                out.__class__, out.requires_grad,
+            ),
+            _is_watched(A, B, C),
+            _dispatch_modes(),
+            _autocast_is_on() and _autocast_state(),
             _settings(A, B, C, out) if _cuda_is_built else _cpu_state(),
         )  # fmt: skip
-        run, spans, is_torchs_own = _warm[key]
-        if not is_torchs_own and problems.is_watched(A, B, C):
-            run, spans, is_torchs_own = _warm[(key, "watched")]
+        run, spans = _warm[key]
     except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
     if out is not None and _touches(out, A, B, C, spans):
@@ -124,75 +139,6 @@ def gemm_(
     return gemm(alpha, A, B, beta, C, precision=precision, out=C)
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What a call would run and why; prints as a report."""
-
-    plan: Plan | None
-    corner: str | None
-    device: str
-    tables: tuple[str, ...]
-    rejected: tuple[tuple[Candidate, str], ...]
-
-    @property
-    def strategy(self) -> str:
-        """The strategy's name; ``scale`` where nothing is multiplied (α = 0, k = 0, empty)."""
-        return "scale" if self.plan is None else self.plan.candidate.strategy
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The strategy's parameters."""
-        return {} if self.plan is None else self.plan.candidate.kwargs
-
-    @property
-    def source(self) -> str:
-        """``exact``, ``near``, ``model``, ``default``, or ``corner``: nothing is multiplied."""
-        return "corner" if self.plan is None else self.plan.source
-
-    def __str__(self) -> str:
-        plan = self.plan
-        if plan is None:
-            return f"autogemm: nothing to multiply: {self.corner}"
-        lines = [
-            f"problem   {plan.problem}",
-            f"device    {self.device}",
-            f"precision {plan.tolerance} (from {plan.tolerance.source})",
-            f"runs      {plan.candidate}, {plan.mode}",
-            f"chosen by {plan.source}: {plan.detail}",
-        ]
-        if plan.expected_us is not None:
-            ratio = f", {plan.expected_ratio:.2f}x addmm" if plan.expected_ratio else ""
-            lines.append(f"expect    {plan.expected_us:.4g} us{ratio}")
-        if plan.expected_error is not None:
-            lines.append(f"error     R = {plan.expected_error:.3g} measured, in units of u*G")
-        lines += [f"tables    {', '.join(self.tables) or 'none'}"]
-        if plan.passed_over or self.rejected:
-            lines.append("rejected")
-            lines += _in_short(dict.fromkeys((*plan.passed_over, *self.rejected)))
-        return "\n".join(lines)
-
-
-_LINES_EACH = 5
-"""What one strategy may take up in a printed explanation; a large space would fill pages."""
-
-
-def _in_short(rejected: Iterable[tuple[Candidate, str]]) -> list[str]:
-    """A line a candidate, or one for all candidates of a strategy that share a reason."""
-    reasons: dict[str, dict[str, list[Candidate]]] = {}
-    for candidate, reason in rejected:
-        reasons.setdefault(candidate.strategy, {}).setdefault(reason, []).append(candidate)
-    lines = []
-    for strategy, groups in reasons.items():
-        for reason, candidates in list(groups.items())[:_LINES_EACH]:
-            many = len(candidates) > 1
-            name = f"{strategy} ({len(candidates)} candidates)" if many else candidates[0]
-            lines.append(f"  {name}: {reason}")
-        left = sum(map(len, list(groups.values())[_LINES_EACH:]))
-        if left:
-            lines.append(f"  {strategy}: {left} more")
-    return lines
-
-
 def explain(
     alpha: Scalar,
     A: torch.Tensor,
@@ -214,10 +160,28 @@ def explain(
     corner = _corner(alpha, A, B)
     if corner is not None:
         return Explanation(None, corner, str(device), evidence.sources, ())
-    plan = _plan(A, B, beta, C, precision, out, problems.is_watched(A, B, C))
+    plan = plan_for(A, B, beta, C, precision, out)
     others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
     others += evidence.losers(plan.problem, plan.tolerance, plan.mode, plan.candidate)
     return Explanation(plan, None, str(device), evidence.sources, tuple(others))
+
+
+def plan_for(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    precision: Any,
+    out: torch.Tensor | None,
+) -> Plan:
+    """The plan of a call whose arguments are checked and whose α is not 0."""
+    device = device_of(A.device)
+    tolerance = _tolerance(precision, A)
+    A, B, C, out = batching.reduced(A, B, C, out)
+    problem = problems.problem_of(A, B, C, out, beta == 0)
+    captured = A.is_cuda and torch.cuda.is_current_stream_capturing()
+    mode = "graph" if captured else "eager"
+    return dispatch.plan(problem, tolerance, device, mode, evidence_for(device))
 
 
 def reload_tables() -> None:
@@ -237,15 +201,20 @@ def _check(
     alpha = problems.as_scalar("alpha", alpha, known)
     beta = problems.as_scalar("beta", beta, known)
     problems.check_operands(A, B, C, out, beta_is_zero=beta == 0)
-    precisions.resolve(precision, A.dtype, precisions.current_state(A.dtype, A.device.type))
+    if precision is not None:
+        precisions.stated(precision)
     return alpha, beta
 
 
 def _cold(
     alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any, key: Hashable
 ) -> torch.Tensor:
-    """The first call of its kind: check everything, plan, bind, remember, run."""
+    """The first call of its kind: check everything, bind, remember, run."""
     by_number = alpha.__class__ in _numbers and beta.__class__ in _numbers
+    if precision is None and out is None and _autocast_is_on():
+        cast = operators.autocast(A, B, C)
+        if any(x is not y for x, y in zip(cast, (A, B, C), strict=True)):
+            return gemm(alpha, cast[0], cast[1], beta, cast[2])
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
     if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
         # Kernels of our own would read the stored elements, not their negatives.
@@ -256,63 +225,72 @@ def _cold(
         return result if out is None else out.copy_(result)
     if out is not None and C is not None and C is not out and problems.same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
-    if _corner(alpha, A, B) is not None:
+    seen = _is_watched(A, B, C) or _is_observed(A, B, C, out)
+    if not seen and _corner(alpha, A, B) is not None:
         return _scale(alpha, A, B, beta, C, out)
     with precisions.settled():
         # A key taken while another thread held a switch names settings nobody asked for.
         if not by_number or key is None or key[-1] != _settings(A, B, C, out):  # type: ignore[index]
             key = None
-        run = _remember(key, A, B, beta, C, precision, out, watched=False)
-        if problems.is_watched(A, B, C):
-            run = _remember((key, "watched"), A, B, beta, C, precision, out, watched=True)
+        run = _bound(A, B, beta, C, precision, out)
+        if key is not None:
+            if len(_warm) >= _MAX_WARM_CALLS:
+                _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
+            _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
     return run(alpha, A, B, beta, C, out)
 
 
-def _remember(
-    key: Hashable, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any, *, watched: bool
-) -> Run:
-    """Plan and bind a call; keep the result for warm calls unless ``key`` is None."""
-    plan = _plan(A, B, beta, C, precision, out, watched)
-    run = plan.bind(device_of(A.device))
-    if C is not None and beta == 0:
-        run = _without_c(run)
-    if _autocast_is_on() and torch.is_autocast_enabled(A.device.type):
-        run = _without_autocast(run, A.device.type)
-    if key is not None and key != (None, "watched"):
-        if len(_warm) >= _MAX_WARM_CALLS:
-            _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
-        # torch's own operator serves alike whether autograd watches or not.
-        is_torchs_own = BY_NAME[plan.candidate.strategy].differentiable
-        _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)), is_torchs_own)
-    return run
-
-
-def _plan(
+def _bound(
     A: torch.Tensor,
     B: torch.Tensor,
     beta: complex | float,
     C: torch.Tensor | None,
     precision: Any,
     out: torch.Tensor | None,
-    watched: bool,
-) -> Plan:
-    device_type = A.device.type
-    state = precisions.current_state(A.dtype, device_type)
-    tolerance = precisions.resolve(precision, A.dtype, state)
-    problem = problems.problem_of(A, B, C, out, beta == 0)
-    problem = dataclasses.replace(problem, needs_grad=watched)
-    captured = device_type == "cuda" and torch.cuda.is_current_stream_capturing()
-    device = device_of(A.device)
-    mode = "graph" if captured else "eager"
-    return dispatch.plan(problem, tolerance, device, mode, evidence_for(device))
+) -> Run:
+    """What runs a checked call, and every later call with the same key."""
+    if problems.is_watched(A, B, C):
+        # The level is settled now: the backward products keep it, whatever torch is told later.
+        argument = _tolerance(precision, A).argument
+        return lambda alpha, A, B, beta, C, out: _followed(alpha, A, B, beta, C, argument)
+    if _is_observed(A, B, C, out):
+        return functools.partial(operators.call, precision=precision)
+    run = plan_for(A, B, beta, C, precision, out).bind(device_of(A.device))
+    if A.ndim > 2 or B.ndim > 2:
+        run = batching.unreduced(run)
+    if C is not None and beta == 0:
+        run = _without_c(run)
+    if _autocast_is_on() and torch.is_autocast_enabled(A.device.type):
+        run = _without_autocast(run, A.device.type)
+    return run
+
+
+def _is_observed(*operands: torch.Tensor | None) -> bool:
+    """Whether a dispatch mode or a tensor's class has a say in what runs, or only looks on."""
+    return _dispatch_modes() > 0 or any(
+        x is not None and x.__class__ not in _plain_classes for x in operands
+    )
+
+
+def _tolerance(precision: Any, A: torch.Tensor) -> precisions.Tolerance:
+    state = precisions.current_state(A.dtype, A.device.type)
+    return precisions.resolve(precision, A.dtype, state)
+
+
+def _unseen_by_function_modes(
+    alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any
+) -> torch.Tensor:
+    """``gemm`` where a ``TorchFunctionMode`` would see every look at an operand."""
+    with torch._C.DisableTorchFunction():
+        return gemm(alpha, A, B, beta, C, precision=precision, out=out)
 
 
 def _corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | None:
     """Why nothing is multiplied, or None."""
-    (m, k), n = A.shape, B.shape[1]
-    if m == 0 or n == 0:
-        return f"the result is empty ({m} x {n})"
-    if k == 0:
+    shape = problems.result_shape(A, B)
+    if math.prod(shape) == 0:
+        return f"the result is empty ({' x '.join(map(str, shape))})"
+    if A.shape[-1] == 0:
         return "k = 0, so the result is beta*C"
     if alpha == 0:
         return "alpha = 0, so the result is beta*C and A and B are not read"
@@ -328,11 +306,8 @@ def _scale(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     """β·C, where there is nothing to multiply."""
-    if out is None and _grad_enabled() and (A.requires_grad or B.requires_grad):
-        nothing = torch.mm(A[:, :0], B[:0])  # zeros that reach A and B by autograd, unread
-        return nothing if beta == 0 or C is None else torch.add(nothing, C, alpha=beta)
     if beta == 0 or C is None:
-        return A.new_zeros(A.shape[0], B.shape[1]) if out is None else out.zero_()
+        return A.new_zeros(problems.result_shape(A, B)) if out is None else out.zero_()
     if out is None:
         return (C * beta).contiguous()
     return torch.mul(C, beta, out=out)
@@ -357,6 +332,13 @@ def _without_autocast(run: Run, device_type: str) -> Run:
             return run(alpha, A, B, beta, C, out)
 
     return uncast
+
+
+def _autocast_state() -> Hashable:
+    return tuple(
+        torch.is_autocast_enabled(where) and torch.get_autocast_dtype(where)
+        for where in ("cpu", "cuda")
+    )
 
 
 def _settings(
@@ -409,22 +391,5 @@ def _touches(
     return c < end and start < c + c_span
 
 
-def _composed(
-    alpha: Any, A: Any, B: Any, beta: Any, C: Any, precision: Any, out: Any
-) -> torch.Tensor:
-    """What ``torch.compile`` traces: torch's own product, at torch's own precision setting."""
-    dtype = A.dtype if isinstance(A, torch.Tensor) and A.dtype in DTYPE_NAMES else torch.float64
-    alpha = problems.as_scalar("alpha", alpha, dtype)
-    beta = problems.as_scalar("beta", beta, dtype)
-    problems.check_operands(A, B, C, None, beta_is_zero=beta == 0)
-    if precision is not None or out is not None:
-        raise InvalidProblem(
-            "precision= and out= cannot be used inside torch.compile; leave them away, and set "
-            "torch.backends.cuda.matmul.fp32_precision for the accuracy you need."
-        )
-    (m, k), n = A.shape, B.shape[1]
-    if m == 0 or n == 0 or k == 0 or alpha == 0:
-        return _scale(alpha, A, B, beta, C, None)
-    if beta == 0:
-        return torch.addmm(A.new_zeros(1), A, B, beta=0, alpha=alpha)
-    return torch.addmm(C, A, B, beta=beta, alpha=alpha)
+_followed = differentiable(gemm)
+operators.implement(gemm)

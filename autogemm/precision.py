@@ -88,6 +88,11 @@ class Tolerance:
     budget: float | None = None
     source: str = "precision argument"
 
+    @property
+    def argument(self) -> str | float:
+        """The ``precision`` argument that asks for it."""
+        return self.level if self.budget is None else self.budget
+
     def admits(self, bound: ErrorBound, dtype: torch.dtype, k: int) -> bool:
         """Whether a declared bound keeps the promise."""
         return self.shortfall(bound, dtype, k) is None
@@ -123,8 +128,11 @@ def resolve(precision: object, dtype: torch.dtype, state: PrecisionState) -> Tol
 
     Raises ``InvalidProblem`` for anything but None, a level's name or a positive number.
     """
-    if precision is None:
-        return state.tolerance(dtype)
+    return state.tolerance(dtype) if precision is None else stated(precision)
+
+
+def stated(precision: object) -> Tolerance:
+    """The tolerance that a ``precision`` argument other than None names, or ``InvalidProblem``."""
     if isinstance(precision, str):
         if precision not in LEVELS:
             raise InvalidProblem(

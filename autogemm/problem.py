@@ -53,7 +53,6 @@ class Problem:
     out: str = "row"
     update: Update = "add"
     device_type: str = "cuda"
-    needs_grad: bool = False
 
     @property
     def flops(self) -> float:
@@ -137,20 +136,23 @@ def problem_of(
         a=layout_of(A),
         b=layout_of(B),
         out=base.out if out is None else layout_of(out),
-        needs_grad=is_watched(A, B, C),
     )
 
 
-def transforms_are_active() -> bool:
-    """Whether forward-mode AD or a ``torch.func`` transform watches the calls made now."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+_transform_level = torch._C._functorch.maybe_current_level
+_forward_mode_is_on = torch._C._is_fwd_grad_enabled
+_grad_is_on = torch.is_grad_enabled
 
 
 def is_watched(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None) -> bool:
-    """Whether autograd or a ``torch.func`` transform follows a call on these operands."""
-    return transforms_are_active() or (
-        (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
-        and torch.is_grad_enabled()
+    """Whether autograd, forward mode or a ``torch.func`` transform follows a call on these."""
+    return (
+        _transform_level() is not None
+        or (forward_ad._current_level >= 0 and _forward_mode_is_on())
+        or (
+            (A.requires_grad or B.requires_grad or (C is not None and C.requires_grad))
+            and _grad_is_on()
+        )
     )
 
 
@@ -293,6 +295,12 @@ def check_operands(
                 "Allocate out with that shape, or leave it away."
             )
         check_out(o, a, b, C if isinstance(C, torch.Tensor) else None)
+
+
+def result_shape(A: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
+    """(..., m, n): the shape of A·B, whichever of both carries the batch."""
+    batch = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
+    return (*batch, A.shape[-2], B.shape[-1])
 
 
 def check_out(

@@ -113,7 +113,6 @@ def test_a_mode_that_was_not_timed_is_served_by_the_other() -> None:
 def test_an_entry_speaks_exactly_for_its_own_problem_alone(facts: dict[str, object]) -> None:
     known = evidence(entry(CUBE, {"highest": choice(AXPBY)}))
     assert plan(known, replace(CUBE, **facts)).source != "exact"
-    assert plan(known, replace(CUBE, needs_grad=True)).candidate == FULL
 
 
 # --------------------------------------------------- choices that cannot serve, and defaults
@@ -136,9 +135,6 @@ UNFIT: dict[str, tuple[Candidate, Tolerance, Device, Problem, str]] = {
         Candidate.of("addmm", reduction="lossy"), HIGHEST, GPU, CUBE, "reduction='lossy'",
     ),
     "an unknown strategy": (Candidate.of("magic"), HIGHEST, GPU, CUBE, "'magic' is not known"),
-    "gradients": (
-        AXPBY, HIGHEST, GPU, replace(CUBE, needs_grad=True), "cannot follow it",
-    ),
 }  # fmt: skip
 
 
@@ -224,7 +220,6 @@ def test_a_neighbours_choice_must_keep_the_level_and_run_at_the_new_problem_too(
     made = plan(known, near, HIGH, bare)
     assert made.candidate == AXPBY
     assert made.passed_over[0][0] == TF32
-    assert plan(known, replace(near, needs_grad=True), HIGH).candidate == FULL
 
 
 # ------------------------------------------------------- other software, other devices

@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from autogemm.errors import AutogemmError, InvalidProblem
 from autogemm.problem import (
@@ -21,6 +22,7 @@ from autogemm.problem import (
     as_scalar,
     check_operands,
     contiguous_problem,
+    is_watched,
     layout_of,
     overlap,
     problem_of,
@@ -436,15 +438,17 @@ def test_the_layout_of_the_result_is_that_of_out() -> None:
     assert problem_of(A, B, C, wide, False).out == "strided"
 
 
-def test_needing_grad_is_a_fact_of_the_problem() -> None:
+def test_a_call_is_watched_where_an_operand_requires_grad_and_grad_is_on() -> None:
     for i in range(3):
         operands = [A.clone(), B.clone(), C.clone()]
-        assert not problem_of(*operands, None, False).needs_grad
+        assert not is_watched(*operands)
         operands[i].requires_grad_()
-        assert problem_of(*operands, None, False).needs_grad
+        assert is_watched(*operands)
         with torch.no_grad():
-            assert not problem_of(*operands, None, False).needs_grad
-    assert not problem_of(A, B, None, None, True).needs_grad
+            assert not is_watched(*operands)
+    assert not is_watched(A, B, None)
+    with forward_ad.dual_level():
+        assert is_watched(A, B, None)
 
 
 def test_flops_and_bytes_count_what_must_be_done() -> None:

@@ -530,26 +530,6 @@ def test_equal_inputs_give_equal_bits_where_a_strategy_says_so(strategy: Strateg
         pytest.skip(f"{strategy.name} does not run here")
 
 
-@BY_ID
-def test_a_differentiable_strategy_has_the_gradients_of_the_formula(strategy: Strategy) -> None:
-    if not strategy.differentiable:
-        pytest.skip(f"autograd cannot follow {strategy.name}, as it declares")
-    device = device_of(torch.device("cpu"))
-    for dtype, beta in ((torch.float64, 0.5), (torch.complex128, 0.5), (torch.float64, 0.0)):
-        operands = HOSTILE["normal"](3, 4, 5, dtype, seeded("grad"))
-        A, B, C = (x.requires_grad_() for x in operands)
-        given = None if beta == 0 else C
-        problem = problem_of(A, B, given, None, beta == 0)
-        assert problem.needs_grad
-        for params in parameter_sets(strategy, dtype, device):
-            if not strategy.reasons_not(problem, device, params):
-                run = strategy.bind(problem, device, params)
-                inputs = (A, B) if given is None else (A, B, C)
-                assert torch.autograd.gradcheck(
-                    lambda a, b, c=None, run=run, beta=beta: run(1.5, a, b, beta, c, None), inputs
-                )
-
-
 # --------------------------------------------------------------------------- declared facts
 
 GPU = Device(
@@ -671,17 +651,6 @@ def test_a_missing_package_is_a_reason(strategy: Strategy) -> None:
     reasons = strategy.reasons_not(any_problem(strategy, device), bare, params)
     for package in strategy.packages:
         assert any(package in reason and "not installed" in reason for reason in reasons)
-
-
-@BY_ID
-def test_an_operand_that_requires_grad_is_a_reason_unless_autograd_can_follow(
-    strategy: Strategy,
-) -> None:
-    device = GPU if "cuda" in strategy.device_types else CPU
-    params = parameter_sets(strategy, min(strategy.dtypes, key=str), device)[0]
-    problem = replace(any_problem(strategy, device), needs_grad=True)
-    reasons = strategy.reasons_not(problem, device, params)
-    assert any("autograd" in reason for reason in reasons) != strategy.differentiable
 
 
 def test_candidates_are_equal_by_name_and_parameters_in_any_order() -> None:

@@ -12,10 +12,9 @@ from torch.autograd import forward_ad
 import autogemm
 from autogemm import DatabaseWarning, InvalidProblem, gemm
 from autogemm.database import Choice, Entry, Environment, merge_table, table_path
-from autogemm.device import Device, device_of, software_versions
+from autogemm.device import device_of, software_versions
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import Candidate
-from autogemm.strategies.addmm import Addmm
 
 A, B, C = torch.randn(24, 40), torch.randn(40, 32), torch.randn(24, 32)
 
@@ -103,16 +102,3 @@ def test_a_table_of_another_device_in_this_ones_place_is_warned_of(tuned: Path) 
     autogemm.reload_tables()
     with pytest.warns(DatabaseWarning, match="device: expected"):
         gemm(1.5, A, B, 0.5, C)
-
-
-def test_every_row_of_an_expanded_bias_gets_its_own_gradient() -> None:
-    """The form that hands torch one row only, as bound for a GPU, is shared with watched calls."""
-    gpu = Device(type="cuda", name="Example GPU", capability=(9, 0))
-    problem = contiguous_problem(24, 32, 40, torch.float32, update="bias")
-    run = Addmm().bind(problem, gpu, {"reduction": "full"})
-    bias = torch.randn(32, requires_grad=True).expand(24, 32)
-    bias.retain_grad()
-    run(1.5, A, B, 0.5, bias, None).sum().backward()
-    torch.testing.assert_close(bias.grad, torch.full((24, 32), 0.5))
-    with torch.no_grad():
-        torch.testing.assert_close(run(1.5, A, B, 0.5, bias, None), 1.5 * A @ B + 0.5 * bias)

@@ -112,7 +112,7 @@ class Table:
 
 
 def key_of(problem: Problem) -> Key:
-    """The key under which a table of the problem's device files it; autograd does not count."""
+    """The key under which a table of the problem's device files it."""
     return (
         problem.m,
         problem.n,

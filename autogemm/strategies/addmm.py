@@ -10,7 +10,7 @@ import torch
 from autogemm import precision
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
-from autogemm.problem import DTYPE_NAMES, Problem, is_watched
+from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy, one_of
 
 
@@ -23,7 +23,6 @@ class Addmm(Strategy):
 
     name = "addmm"
     dtypes = frozenset(DTYPE_NAMES)
-    differentiable = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {"reduction": one_of("full", "reduced")}
@@ -121,5 +120,4 @@ def _run_one_row(
 ) -> torch.Tensor:
     assert C is not None
     # A 1-D input lets torch use cuBLASLt's bias epilogue instead of filling the result first.
-    # Not while autograd watches: all of C's gradient would be that of its first row.
-    return _run(alpha, A, B, beta, C if is_watched(A, B, C) else C[0], out)
+    return _run(alpha, A, B, beta, C[0], out)

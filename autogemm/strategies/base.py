@@ -31,7 +31,7 @@ Run = Callable[
 """``run(alpha, A, B, beta, C, out) -> result``, for checked operands of the bound problem.
 
 With ``out`` None a new tensor is returned; otherwise ``out`` is written and returned. It is
-only called where m, n, k ≥ 1 and α ≠ 0; C is None exactly when β = 0.
+only called where m, n, k ≥ 1 and α ≠ 0; C is None exactly when β = 0. Autograd does not watch.
 """
 
 
@@ -73,8 +73,6 @@ class Strategy(ABC):
     depends_on: ClassVar[tuple[str, ...]] = ("torch", "cuda", "cublas")
     """The software whose version its speed depends on (keys of ``software_versions``)."""
     min_capability: ClassVar[tuple[int, int]] = (0, 0)
-    differentiable: ClassVar[bool] = False
-    """Whether autograd can follow it."""
     deterministic: ClassVar[bool] = True
     """Whether equal inputs give equal bits on one machine."""
 
@@ -103,8 +101,6 @@ class Strategy(ABC):
         for package in self.packages:
             if not device.has_package(package):
                 reasons.append(f"needs the package {package!r}, which is not installed")
-        if problem.needs_grad and not self.differentiable:
-            reasons.append("autograd or a torch.func transform is at work, and cannot follow it")
         reasons = reasons or self.wrong_parameters(params)
         return reasons or self._reasons_not(problem, device, params)
 

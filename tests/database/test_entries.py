@@ -22,10 +22,6 @@ def test_problems_that_differ_in_a_stored_fact_have_different_keys(other):
     assert key_of(replace(problem(3), **other)) != key_of(problem(3))
 
 
-def test_autograd_does_not_change_the_key():
-    assert key_of(problem(3, needs_grad=True)) == key_of(problem(3))
-
-
 def test_an_environment_is_known_by_its_versions_alone():
     reordered = Environment(versions=dict(reversed(ENVIRONMENT.versions.items())), clocks={})
     newer = Environment(versions={**ENVIRONMENT.versions, "torch": "2.14.0"}, clocks={})

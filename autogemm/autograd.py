@@ -1,0 +1,152 @@
+"""Derivatives of α·A·B + β·C: each product in them is a product of this library again.
+
+Knows the formulas, not how a product is computed: what multiplies is handed in. ``Product``
+serves eager calls and ``torch.func``; the operator (``operator.py``) takes the formulas alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Product = Callable[..., torch.Tensor]
+"""``product(alpha, A, B, beta=0.0, C=None, *, precision)``, as ``gemm`` takes them."""
+
+
+def gradients(
+    product: Product,
+    needed: tuple[bool, bool, bool],
+    G: torch.Tensor,
+    alpha: complex | float,
+    A: torch.Tensor | None,
+    B: torch.Tensor | None,
+    beta: complex | float,
+    ranks: tuple[int, int],
+    precision: str | float | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """What reaches A, B and C of the gradient ``G`` (..., m, n) of the result.
+
+    ᾱ·G·Bᴴ, ᾱ·Aᴴ·G and β̄·G. ``ranks`` are the numbers of dimensions of A and B: an operand
+    that all matrices of a batch share gets the sum over the batch, as one product with a longer
+    k. A may be None where B's gradient is not needed, and B where A's is not.
+    """
+    alpha = alpha.conjugate()
+    for_A = for_B = for_C = None
+    if needed[0]:
+        assert B is not None
+        left, right = (_side_by_side(G), _side_by_side(B)) if ranks[0] < G.ndim else (G, B)
+        for_A = product(alpha, left, right.mH, precision=precision)
+    if needed[1]:
+        assert A is not None
+        left, right = (_stacked(A), _stacked(G)) if ranks[1] < G.ndim else (A, G)
+        for_B = product(alpha, left.mH, right, precision=precision)
+    if needed[2]:
+        for_C = torch.zeros_like(G) if beta == 0 else G * beta.conjugate()
+    return for_A, for_B, for_C
+
+
+def _side_by_side(x: torch.Tensor) -> torch.Tensor:
+    """(..., r, c) as (r, ...·c): the matrices of a batch beside each other."""
+    return x.movedim(-2, 0).flatten(1)
+
+
+def _stacked(x: torch.Tensor) -> torch.Tensor:
+    """(..., r, c) as (...·r, c): the matrices of a batch below each other."""
+    return x.flatten(0, -2)
+
+
+def differentiable(product: Product) -> Product:
+    """``apply(alpha, A, B, beta, C, precision)``: ``product`` with derivatives of any order.
+
+    Forward mode and ``torch.func`` transforms included; ``vmap`` becomes a batched product.
+    """
+
+    class GEMM(torch.autograd.Function):
+        """Named in a graph's ``grad_fn``."""
+
+        @staticmethod
+        def forward(
+            alpha: complex | float,
+            A: torch.Tensor,
+            B: torch.Tensor,
+            beta: complex | float,
+            C: torch.Tensor | None,
+            precision: str | float,
+        ) -> torch.Tensor:
+            return product(alpha, A, B, beta, C, precision=precision)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            alpha, A, B, beta, _, precision = inputs
+            _, needs_A, needs_B, *_ = ctx.needs_input_grad
+            ctx.save_for_backward(A if needs_B else None, B if needs_A else None)
+            ctx.save_for_forward(A, B)
+            ctx.facts = alpha, beta, (A.ndim, B.ndim), precision
+
+        @staticmethod
+        def backward(ctx: Any, *G: torch.Tensor) -> Any:
+            A, B = ctx.saved_tensors
+            alpha, beta, ranks, precision = ctx.facts
+            _, needs_A, needs_B, _, needs_C, _ = ctx.needs_input_grad
+            found = gradients(
+                product, (needs_A, needs_B, needs_C), G[0], alpha, A, B, beta, ranks, precision
+            )
+            return None, found[0], found[1], None, found[2], None
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            A, B = ctx.saved_tensors
+            alpha, beta, _, precision = ctx.facts
+            _, dA, dB, _, dC, _ = tangents
+            if beta == 0:
+                dC = None
+            if dA is None and dB is None:
+                return None if dC is None else dC * beta
+            terms = [(x, y) for x, y in ((dA, B), (A, dB)) if x is not None and y is not None]
+            last = (beta, dC) if dC is not None else (0.0, None)
+            found = product(alpha, *terms[0], *last, precision=precision)
+            if len(terms) == 2:
+                found = product(alpha, *terms[1], 1.0, found, precision=precision)
+            return found
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[torch.Tensor, int]:
+            return batched(apply, info.batch_size, in_dims, inputs), 0
+
+    def apply(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        precision: str | float,
+    ) -> torch.Tensor:
+        result: torch.Tensor = GEMM.apply(alpha, A, B, beta, C, precision)
+        return result
+
+    return apply
+
+
+def batched(
+    product: Product, size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
+) -> torch.Tensor:
+    """``product(alpha, A, B, beta, C, ...)`` mapped over one more dimension, which comes first.
+
+    ``in_dims`` says where that dimension is in A, B and C, None where an operand lacks it.
+    """
+    alpha, A, B, beta, C, *rest = inputs
+    _, dim_A, dim_B, _, dim_C, *_ = in_dims
+
+    def with_batch(x: torch.Tensor, dim: int | None) -> torch.Tensor:
+        return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+    # What is 2-D and not mapped stays shared by all; one of A and B has to carry the batch.
+    if dim_A is not None or A.ndim > 2 or dim_B is None:
+        A = with_batch(A, dim_A)
+    if dim_B is not None or B.ndim > 2:
+        B = with_batch(B, dim_B)
+    if C is not None:
+        C = with_batch(C, dim_C)
+    return product(alpha, A, B, beta, C, *rest)
