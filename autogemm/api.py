@@ -200,7 +200,10 @@ def _check(
     known = dtype if dtype in DTYPE_NAMES else torch.complex128
     alpha = problems.as_scalar("alpha", alpha, known)
     beta = problems.as_scalar("beta", beta, known)
-    problems.check_operands(A, B, C, out, beta_is_zero=beta == 0)
+    observed = _is_observed(A, B, C, out)  # what has no memory of its own has no address either
+    problems.check_operands(A, B, C, None if observed else out, beta_is_zero=beta == 0)
+    if observed and out is not None:
+        problems.check_traced_out(out, A, B, C)
     if precision is not None:
         precisions.stated(precision)
     return alpha, beta
@@ -216,6 +219,8 @@ def _cold(
         if any(x is not y for x, y in zip(cast, (A, B, C), strict=True)):
             return gemm(alpha, cast[0], cast[1], beta, cast[2])
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
+    if _is_observed(A, B, C, out) and not _is_watched(A, B, C):
+        return operators.call(alpha, A, B, beta, C, out, precision=precision)
     if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
         # Kernels of our own would read the stored elements, not their negatives.
         result = gemm(
@@ -225,8 +230,7 @@ def _cold(
         return result if out is None else out.copy_(result)
     if out is not None and C is not None and C is not out and problems.same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
-    seen = _is_watched(A, B, C) or _is_observed(A, B, C, out)
-    if not seen and _corner(alpha, A, B) is not None:
+    if not _is_watched(A, B, C) and _corner(alpha, A, B) is not None:
         return _scale(alpha, A, B, beta, C, out)
     with precisions.settled():
         # A key taken while another thread held a switch names settings nobody asked for.
@@ -253,8 +257,6 @@ def _bound(
         # The level is settled now: the backward products keep it, whatever torch is told later.
         argument = _tolerance(precision, A).argument
         return lambda alpha, A, B, beta, C, out: _followed(alpha, A, B, beta, C, argument)
-    if _is_observed(A, B, C, out):
-        return functools.partial(operators.call, precision=precision)
     run = plan_for(A, B, beta, C, precision, out).bind(device_of(A.device))
     if A.ndim > 2 or B.ndim > 2:
         run = batching.unreduced(run)

@@ -76,7 +76,7 @@ def traced(
     beta = problems.as_scalar("beta", beta, dtype)
     if precision is None and out is None:
         A, B, C = autocast(A, B, C)
-    problems.check_operands(A, B, C, None, beta_is_zero=beta == 0)
+    problems.check_operands(A, B, C, None, beta_is_zero=C is None and beta == 0)
     if precision is not None:
         precisions.stated(precision)
     if out is not None:

@@ -237,6 +237,8 @@ def as_scalar(name: str, value: object, dtype: torch.dtype) -> complex | float |
                 f"{name} is an integer too large for a float; expected a number up to "
                 f"{torch.finfo(torch.float64).max:g}."
             ) from None
+    if torch.compiler.is_compiling():
+        return value  # may be a symbol; the range is checked when the operator runs
     wide = dtype in (torch.float64, torch.complex128)
     largest = torch.finfo(torch.float64 if wide else torch.float32).max
     if any(largest < abs(part) < math.inf for part in (value.real, value.imag)):
@@ -287,14 +289,8 @@ def check_operands(
                 f"C is {tuple(c.shape)}; expected {expected}, the shape of A·B.{hint}"
             )
     if out is not None:
-        o = _matrix("out", out, "(m, n)")
-        _same_kind("out", o, a)
-        if tuple(o.shape) != expected:
-            raise InvalidProblem(
-                f"out is {tuple(o.shape)}; expected {expected}, the shape of A·B. "
-                "Allocate out with that shape, or leave it away."
-            )
-        check_out(o, a, b, C if isinstance(C, torch.Tensor) else None)
+        _check_form(out, a, expected)
+        check_out(out, a, b, C if isinstance(C, torch.Tensor) else None)
 
 
 def result_shape(A: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
@@ -303,16 +299,44 @@ def result_shape(A: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
     return (*batch, A.shape[-2], B.shape[-1])
 
 
+def check_traced_out(
+    out: object, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None
+) -> None:
+    """Raise ``InvalidProblem`` for what is wrong with ``out`` where nothing has an address yet."""
+    o = _check_form(out, A, result_shape(A, B))
+    _refuse_grad(o, A, B, C)
+
+
+def _check_form(out: object, A: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
+    o = _matrix("out", out, "(m, n)")
+    _same_kind("out", o, A)
+    if tuple(o.shape) != expected:
+        raise InvalidProblem(
+            f"out is {tuple(o.shape)}; expected {expected}, the shape of A·B. "
+            "Allocate out with that shape, or leave it away."
+        )
+    return o
+
+
+def _refuse_grad(*operands: torch.Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in operands if x is not None):
+        raise InvalidProblem(
+            "out is given while an operand requires grad; autograd cannot follow a write into "
+            "out. Leave out away, or call under torch.no_grad()."
+        )
+
+
 def check_out(
     out: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None
 ) -> None:
     """Raise ``InvalidProblem`` where writing ``out`` would touch an operand or itself."""
-    if torch.is_grad_enabled() and any(
-        x.requires_grad for x in (out, A, B, C) if x is not None
+    _refuse_grad(out, A, B, C)
+    if _transform_level() is not None or (
+        forward_ad._current_level >= 0 and _forward_mode_is_on()
     ):
         raise InvalidProblem(
-            "out is given while an operand requires grad; autograd cannot follow a write into "
-            "out. Leave out away, or call under torch.no_grad()."
+            "out is given inside a torch.func transform or a forward_ad level, which cannot "
+            "follow a write into out. Leave out away."
         )
     if torch.is_inference(out) and not torch.is_inference_mode_enabled():
         raise InvalidProblem(
