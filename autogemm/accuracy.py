@@ -2,8 +2,8 @@
 
 R = max (|Ĉ - C| - u_out·|C|) / (u·G): the error beyond the final rounding, in units of
 u·(|α||A||B| + |β||C|). The reference has float64's precision. Large results are judged on
-sampled rows; float64 and complex128 on sampled elements, whose products are summed exactly
-before α, β and the sum round (an R below 3 says nothing there).
+sampled rows, batches on sampled matrices; float64 and complex128 on sampled elements, whose
+products are summed exactly before α, β and the sum round (an R below 3 says nothing there).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from autogemm.strategies.base import Run
 
 _SAMPLE_FLOPS = 2e10
 _EXACT_PRODUCTS = 400_000
+_MATRICES = 3
+"""Of a batch: the first, the middle one and the last."""
 _DOUBLE = (torch.float64, torch.complex128)
 
 
@@ -30,11 +32,17 @@ class Sample:
     name: str
     typical: bool
     operands: Operands
+    matrices: torch.Tensor
+    """Which of a batch; unused for a single product."""
     rows: torch.Tensor
     cols: torch.Tensor
     reference: torch.Tensor
     scale: torch.Tensor
     """G, elementwise."""
+
+    def of(self, result: torch.Tensor) -> torch.Tensor:
+        """The elements of a result that are judged."""
+        return _picked(result, self.matrices, self.rows, self.cols)
 
 
 def sample_references(
@@ -74,7 +82,7 @@ def error_norm(samples: list[Sample], run: Run, alpha: float, beta: float) -> fl
     """‖Ĉ - C‖/‖C‖ (Frobenius) on the first sample, normal data, over its sampled elements."""
     sample = samples[0]
     result = _run_on(sample, run, alpha, beta)
-    error = result[sample.rows][:, sample.cols].to(sample.reference.dtype) - sample.reference
+    error = sample.of(result).to(sample.reference.dtype) - sample.reference
     return float(error.norm() / sample.reference.norm())
 
 
@@ -87,7 +95,7 @@ def _run_on(sample: Sample, run: Run, alpha: float, beta: float) -> torch.Tensor
 
 def _ratio(result: torch.Tensor, sample: Sample, problem: Problem) -> float:
     wide = sample.reference.dtype
-    values = result[sample.rows][:, sample.cols].to(wide)
+    values = sample.of(result).to(wide)
     k, dtype = problem.k, problem.dtype
     error = (values - sample.reference).abs()
     error -= precision.unit_roundoff(dtype) * sample.reference.abs()
@@ -106,17 +114,33 @@ def _sample(
 ) -> Sample:
     m, n, k = problem.m, problem.n, problem.k
     device = operands.A.device
+    matrices = _spread(problem.batch, _MATRICES, device)
+    count = len(matrices)
     if problem.dtype in _DOUBLE:
-        edge = max(1, min(8, math.isqrt(_EXACT_PRODUCTS // max(k, 1))))
+        edge = max(1, min(8, math.isqrt(_EXACT_PRODUCTS // max(k * count, 1))))
         rows, cols = _spread(m, edge, device), _spread(n, edge, device)
     else:
-        limit = int(_SAMPLE_FLOPS / (2.0 * n * k)) if device.type == "cuda" else 32
+        limit = int(_SAMPLE_FLOPS / (2.0 * n * k * count)) if device.type == "cuda" else 32
         rows, cols = _spread(m, max(8, min(limit, 256)), device), torch.arange(n, device=device)
-    A = operands.A[rows]
-    B = operands.B[:, cols]
-    C = None if operands.C is None else operands.C[rows][:, cols]
+    A = _picked(operands.A, matrices, rows, None)
+    B = _picked(operands.B, matrices, None, cols)
+    C = None if operands.C is None else _picked(operands.C, matrices, rows, cols)
     reference, scale = _reference(A, B, C, alpha, beta)
-    return Sample(name, typical, operands, rows, cols, reference, scale)
+    return Sample(name, typical, operands, matrices, rows, cols, reference, scale)
+
+
+def _picked(
+    x: torch.Tensor,
+    matrices: torch.Tensor,
+    rows: torch.Tensor | None,
+    cols: torch.Tensor | None,
+) -> torch.Tensor:
+    """Some matrices of a batch, some rows and columns of each; None for all."""
+    if x.ndim == 3:
+        x = x[matrices]
+    if rows is not None:
+        x = x[..., rows, :]
+    return x if cols is None else x[..., cols]
 
 
 def _spread(extent: int, count: int, device: torch.device) -> torch.Tensor:
@@ -149,6 +173,8 @@ def _reference(
 
 def _exact_product(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     """A·B with every element rounded once, by error-free products and ``math.fsum``."""
+    if A.ndim == 3:
+        return torch.stack([_exact_product(a, b) for a, b in zip(A, B, strict=True)])
     if A.dtype.is_complex:
         real = _exact_product(torch.cat([A.real, -A.imag], 1), torch.cat([B.real, B.imag], 0))
         imag = _exact_product(torch.cat([A.real, A.imag], 1), torch.cat([B.imag, B.real], 0))

@@ -61,7 +61,7 @@ class Result:
         facts["problem"] = {
             "m": self.problem.m, "n": self.problem.n, "k": self.problem.k,
             "dtype": DTYPE_NAMES[self.problem.dtype], "a": self.problem.a, "b": self.problem.b,
-            "out": self.problem.out, "update": self.problem.update,
+            "out": self.problem.out, "update": self.problem.update, "batch": self.problem.batch,
         }  # fmt: skip
         facts["candidate"] = str(self.candidate)
         return facts
@@ -190,11 +190,12 @@ def _plain_addmm(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     """What a user writes without this library."""
+    product, update = (torch.mm, torch.addmm) if A.ndim == 2 else (torch.bmm, torch.baddbmm)
     if C is None:
-        return torch.mm(A, B).mul_(alpha)
+        return product(A, B).mul_(alpha)
     if out is None:
-        return torch.addmm(C, A, B, beta=beta, alpha=alpha)
-    return torch.addmm(C, A, B, beta=beta, alpha=alpha, out=out)
+        return update(C, A, B, beta=beta, alpha=alpha)
+    return update(C, A, B, beta=beta, alpha=alpha, out=out)
 
 
 def _as_user(level: str) -> Run:
@@ -252,7 +253,7 @@ def _regret(
     base = baseline(problem, level)
     times: dict[Candidate, float] = {}
     for row in entry.measured:
-        us = others.eager_us(row, problem.dtype) if mode == "eager" else device_us(row)
+        us = others.eager_us(row, problem) if mode == "eager" else device_us(row)
         if us is None or row.status not in ("ok", "slow"):
             continue
         if admits(row.candidate, problem, tolerance):

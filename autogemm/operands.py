@@ -31,15 +31,20 @@ class Operands:
 
 
 def make_operands(problem: Problem, device: torch.device, fill: Fill) -> Operands:
-    """Allocate and fill operands with the problem's layouts."""
+    """Allocate and fill operands with the problem's layouts: 2-D, or 3-D for a batch."""
     m, n, k, dtype = problem.m, problem.n, problem.k, problem.dtype
-    A = _laid_out(fill(m, k, dtype, device), problem.a, problem)
-    B = _laid_out(fill(k, n, dtype, device), problem.b, problem)
+    batch = () if problem.batch == 1 else (problem.batch,)
+
+    def filled(rows: int, cols: int) -> torch.Tensor:
+        return fill(problem.batch * rows, cols, dtype, device).view(*batch, rows, cols)
+
+    A = _laid_out(filled(m, k), problem.a, problem)
+    B = _laid_out(filled(k, n), problem.b, problem)
     C: torch.Tensor | None = None
     if problem.update == "bias":
-        C = fill(1, n, dtype, device).expand(m, n)
+        C = fill(1, n, dtype, device).expand(*batch, m, n)
     elif problem.update != "none":
-        C = fill(m, n, dtype, device)
+        C = filled(m, n)
     out = None
     if problem.update == "inplace":
         assert C is not None
@@ -49,23 +54,23 @@ def make_operands(problem: Problem, device: torch.device, fill: Fill) -> Operand
 
 def _laid_out(x: torch.Tensor, layout: str, problem: Problem) -> torch.Tensor:
     """A copy of x in a layout; an unaligned one gets an odd stride if its extent is aligned."""
-    rows, cols = x.shape
+    shape = x.shape
     order = "col" if layout.startswith("col") else "row"
     if order == "col":
-        x = x.t()
+        x = x.mT
     natural = contiguous_problem(
-        1, x.shape[1], 1, problem.dtype, device_type=problem.device_type
+        1, x.shape[-1], 1, problem.dtype, device_type=problem.device_type
     ).out
     spread = layout == "strided" or (layout.endswith("-unaligned") and natural == "row")
     if spread:
         step = 2 if layout == "strided" else 1
-        wide = x.new_empty(x.shape[0], x.shape[1] * step + (step == 1))
-        view = wide[:, ::step] if step == 2 else wide[:, : x.shape[1]]
+        wide = x.new_empty(*x.shape[:-1], x.shape[-1] * step + (step == 1))
+        view = wide[..., ::step] if step == 2 else wide[..., : x.shape[-1]]
         x = view.copy_(x)
     else:
         x = x.contiguous()
-    x = x.t() if order == "col" else x
-    assert x.shape == (rows, cols)
+    x = x.mT if order == "col" else x
+    assert x.shape == shape
     return x
 
 

@@ -37,11 +37,13 @@ ALIGNMENT_BYTES = 16
 class Problem:
     """The facts of α·A·B + β·C that a choice may depend on.
 
+    ``batch`` matrices of these extents are multiplied pairwise; 1 is a single product.
     ``a``, ``b`` and ``out`` are layouts: ``row`` or ``col`` (major), with the suffix
     ``-unaligned`` where a pointer, leading dimension or contiguous extent is not a
     multiple of 16 bytes (GPU only), or ``strided``. ``update`` says what becomes of C:
     ``none`` (β = 0), ``add`` (a new tensor), ``bias`` (``add`` of one expanded row) or
     ``inplace`` (the result replaces C).
+    In a batch the layouts are those of each matrix, and ``bias`` is one row for all of them.
     """
 
     m: int
@@ -53,11 +55,12 @@ class Problem:
     out: str = "row"
     update: Update = "add"
     device_type: str = "cuda"
+    batch: int = 1
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of the product: 2·m·n·k, four times that if complex."""
-        return 2.0 * self.m * self.n * self.k * (4 if self.dtype.is_complex else 1)
+        """Floating-point operations of all products: 2·m·n·k each, four times that if complex."""
+        return 2.0 * self.batch * self.m * self.n * self.k * (4 if self.dtype.is_complex else 1)
 
     @property
     def itemsize(self) -> int:
@@ -67,8 +70,9 @@ class Problem:
     @property
     def min_bytes(self) -> float:
         """Bytes that must move at least: A, B and the result once, C once unless β = 0."""
-        c_elements = {"none": 0, "bias": self.n}.get(self.update, self.m * self.n)
-        elements = self.m * self.k + self.k * self.n + self.m * self.n + c_elements
+        result = self.batch * self.m * self.n
+        c_elements = {"none": 0, "bias": self.n}.get(self.update, result)
+        elements = self.batch * (self.m * self.k + self.k * self.n) + result + c_elements
         return float(elements * self.itemsize)
 
     @property
@@ -78,7 +82,9 @@ class Problem:
 
     def __str__(self) -> str:
         layouts = f"{self.a} x {self.b} -> {self.out}"
-        return f"{DTYPE_NAMES[self.dtype]} {self.m}x{self.n}x{self.k} ({layouts}, {self.update})"
+        times = f"{self.batch}x " if self.batch > 1 else ""
+        size = f"{times}{self.m}x{self.n}x{self.k}"
+        return f"{DTYPE_NAMES[self.dtype]} {size} ({layouts}, {self.update})"
 
 
 def contiguous_problem(
@@ -91,10 +97,12 @@ def contiguous_problem(
     b: str = "row",
     update: Update = "add",
     device_type: str = "cuda",
+    batch: int = 1,
 ) -> Problem:
     """The problem that freshly allocated operands form; ``a`` and ``b`` are ``row`` or ``col``."""
 
     def layout(order: str, rows: int, cols: int) -> str:
+        # Rows that are multiples of 16 bytes make the matrices of a batch such, too.
         strides = (max(cols, 1), 1) if order == "row" else (1, max(rows, 1))
         return _layout((rows, cols), strides, 0, dtype.itemsize, device_type)
 
@@ -108,6 +116,7 @@ def contiguous_problem(
         out=layout("row", m, n),
         update=update,
         device_type=device_type,
+        batch=batch,
     )
 
 
@@ -118,19 +127,26 @@ def problem_of(
     out: torch.Tensor | None,
     beta_is_zero: bool,
 ) -> Problem:
-    """The problem that checked operands form."""
+    """The problem that checked operands form.
+
+    They are matrices; or, all of them, batches of more than one matrix with one leading
+    dimension, (batch, m, k) and so on, which may be expanded.
+    """
+    assert A.ndim == 2 or (A.ndim == B.ndim == 3 and A.shape[0] > 1), (A.shape, B.shape)
     device_type = A.device.type
-    (m, k), n = A.shape, B.shape[1]
+    (*batch, m, k), n = A.shape, B.shape[-1]
     update: Update
     if beta_is_zero or C is None:
         update = "none"
     elif out is not None and same_view(out, C):
         update = "inplace"
-    elif C.stride(0) == 0 and m > 1:
+    elif m > 1 and not any(C.stride()[:-1]):
         update = "bias"
     else:
         update = "add"
-    base = contiguous_problem(m, n, k, A.dtype, update=update, device_type=device_type)
+    base = contiguous_problem(
+        m, n, k, A.dtype, update=update, device_type=device_type, batch=math.prod(batch)
+    )
     return replace(
         base,
         a=layout_of(A),
@@ -157,7 +173,7 @@ def is_watched(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None) -> bool
 
 
 def layout_of(x: torch.Tensor) -> str:
-    """The layout word of a 2-D tensor, as ``Problem`` uses it."""
+    """The layout word of a matrix, or of each matrix of a batch, as ``Problem`` uses it."""
     try:
         pointer = x.data_ptr() if x.device.type == "cuda" else 0
     except RuntimeError:  # a tensor inside torch.func's transforms has none
@@ -168,7 +184,10 @@ def layout_of(x: torch.Tensor) -> str:
 def _layout(
     shape: tuple[int, ...], strides: tuple[int, ...], pointer: int, itemsize: int, device_type: str
 ) -> str:
-    (rows, cols), (row_stride, col_stride) = shape, strides
+    *_, rows, cols = shape
+    *batch_strides, row_stride, col_stride = strides
+    for stride in batch_strides:
+        pointer |= stride * itemsize  # the matrices begin at multiples of it
     if cols == 1 and (row_stride >= 1 or rows == 1):
         col_stride = 1  # a stride over a single element means nothing
     if rows == 1 and (col_stride >= 1 or cols == 1):
@@ -252,7 +271,11 @@ def as_scalar(name: str, value: object, dtype: torch.dtype) -> complex | float |
 def check_operands(
     A: object, B: object, C: object, out: object, *, beta_is_zero: bool
 ) -> None:
-    """Raise ``InvalidProblem`` unless the operands form a product."""
+    """Raise ``InvalidProblem`` unless the operands form a product.
+
+    A is (*batch, m, k) and B (*batch, k, n) with equal leading dimensions, or one of them has
+    none and is shared by all matrices of the other; C and ``out`` are (*batch, m, n).
+    """
     a = _matrix("A", A, "(m, k)")
     b = _matrix("B", B, "(k, n)")
     if a.dtype not in DTYPE_NAMES:
@@ -261,17 +284,9 @@ def check_operands(
             "with A.float()."
         )
     _same_kind("B", b, a)
-    if a.shape[1] != b.shape[0]:
-        hint = ""
-        if a.shape[1] == b.shape[1]:
-            hint = " Did you mean B.t()?"
-        elif a.shape[0] == b.shape[0]:
-            hint = " Did you mean A.t()?"
-        raise InvalidProblem(
-            f"A is {tuple(a.shape)} and B is {tuple(b.shape)}: A's columns ({a.shape[1]}) must "
-            f"equal B's rows ({b.shape[0]}).{hint}"
-        )
-    expected = (a.shape[0], b.shape[1])
+    _check_inner_sizes(a, b)
+    _check_batches(a, b)
+    expected = result_shape(a, b)
     if C is None:
         if not beta_is_zero:
             raise InvalidProblem(
@@ -283,20 +298,14 @@ def check_operands(
         _same_kind("C", c, a)
         if tuple(c.shape) != expected:
             hint = ""
-            if c.shape[0] in (1, expected[0]) and c.shape[1] in (1, expected[1]):
-                hint = f" C is not broadcast: pass C.expand({expected[0]}, {expected[1]})."
+            if _expands_to(tuple(c.shape), expected):
+                hint = f" C is not broadcast: pass C.expand{expected}."
             raise InvalidProblem(
                 f"C is {tuple(c.shape)}; expected {expected}, the shape of A·B.{hint}"
             )
     if out is not None:
         _check_form(out, a, expected)
         check_out(out, a, b, C if isinstance(C, torch.Tensor) else None)
-
-
-def result_shape(A: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
-    """(..., m, n): the shape of A·B, whichever of both carries the batch."""
-    batch = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
-    return (*batch, A.shape[-2], B.shape[-1])
 
 
 def check_traced_out(
@@ -324,6 +333,54 @@ def _refuse_grad(*operands: torch.Tensor | None) -> None:
             "out is given while an operand requires grad; autograd cannot follow a write into "
             "out. Leave out away, or call under torch.no_grad()."
         )
+
+
+def result_shape(A: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
+    """The shape of A·B: (m, n), after the leading dimensions of A or, if it has none, of B."""
+    return (*(A.shape[:-2] or B.shape[:-2]), A.shape[-2], B.shape[-1])
+
+
+def _check_inner_sizes(a: torch.Tensor, b: torch.Tensor) -> None:
+    (m, k), (rows, n) = a.shape[-2:], b.shape[-2:]
+    if k == rows:
+        return
+    hint = ""
+    if k == n:
+        hint = f" Did you mean B.{'t()' if b.ndim == 2 else 'mT'}?"
+    elif m == rows:
+        hint = f" Did you mean A.{'t()' if a.ndim == 2 else 'mT'}?"
+    raise InvalidProblem(
+        f"A is {tuple(a.shape)} and B is {tuple(b.shape)}: A's columns ({k}) must "
+        f"equal B's rows ({rows}).{hint}"
+    )
+
+
+def _check_batches(a: torch.Tensor, b: torch.Tensor) -> None:
+    first, second = tuple(a.shape[:-2]), tuple(b.shape[:-2])
+    if first == second or not first or not second:
+        return
+    hint = ""
+    try:
+        common = tuple(torch.broadcast_shapes(first, second))
+    except RuntimeError:
+        pass
+    else:
+        remedies = [
+            f"{name}.expand{(*common, *x.shape[-2:])}"
+            for name, x in (("A", a), ("B", b))
+            if tuple(x.shape[:-2]) != common
+        ]
+        hint = f" They are not broadcast: pass {' and '.join(remedies)}."
+    raise InvalidProblem(
+        f"A is {tuple(a.shape)} and B is {tuple(b.shape)}: A's leading dimensions {first} must "
+        f"equal B's {second}, or one of A and B must be 2-D.{hint}"
+    )
+
+
+def _expands_to(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether ``Tensor.expand`` makes one shape of the other."""
+    pairs = zip(shape[::-1], wanted[::-1], strict=False)
+    return len(shape) <= len(wanted) and all(have in (1, want) for have, want in pairs)
 
 
 def check_out(
@@ -378,10 +435,11 @@ def same_view(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 def overlap(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether two 2-D tensors of one dtype may share an element.
+    """Whether two tensors of one dtype may share an element.
 
-    Exact for views of one buffer with equal strides and a unit stride (blocks of one
-    matrix, also transposed); otherwise it answers yes as soon as the address ranges meet.
+    Exact for views of one buffer with the same strides, in whatever order, each of which steps
+    over all that the shorter ones span (blocks of one matrix or of a batch of them, also
+    transposed); otherwise it answers yes as soon as the address ranges meet.
     """
     if x.device != y.device or x.numel() == 0 or y.numel() == 0:
         return False
@@ -389,59 +447,88 @@ def overlap(x: torch.Tensor, y: torch.Tensor) -> bool:
     x0, y0 = x.data_ptr(), y.data_ptr()
     if x0 >= y0 + _span(y) * size or y0 >= x0 + _span(x) * size:
         return False
-    if x.stride() != y.stride():
-        y = y.t()  # the same elements; L·Lᵀ updates a block of the matrix that holds L
-    if x.stride() != y.stride() or (y0 - x0) % size or 1 not in x.stride():
+    # Longest stride first: L·Lᵀ updates a block of the matrix that holds L.
+    dims = [sorted(zip(t.stride(), t.shape, strict=True), reverse=True) for t in (x, y)]
+    if [stride for stride, _ in dims[0]] != [stride for stride, _ in dims[1]] or (y0 - x0) % size:
         return True
-    inner = 0 if x.stride(0) == 1 else 1
-    leading = x.stride(1 - inner)
-    if leading < max(x.shape[inner], y.shape[inner]):
+    both = [
+        (stride, p, q) for (stride, p), (_, q) in zip(*dims, strict=True) if max(p, q) > 1
+    ]
+    if not _are_nested([(stride, max(p, q)) for stride, p, q in both]):
         return True
-    distance = (y0 - x0) // size
-    for step in (distance // leading, distance // leading + 1):  # rows between the two corners
-        offset = distance - step * leading
-        if (
-            -y.shape[inner] < offset < x.shape[inner]
-            and -y.shape[1 - inner] < step < x.shape[1 - inner]
-        ):
-            return True
-    return False
+    return _meet((y0 - x0) // size, both)
+
+
+def _meet(distance: int, dims: list[tuple[int, int, int]]) -> bool:
+    """Whether steps between an element of x and one of y add up to the distance of their corners.
+
+    ``dims`` are (stride, extent of x, extent of y), nested, the longest stride first. What the
+    shorter strides reach stays below a longer one, so that two numbers of its steps can fit.
+    """
+    if not dims:
+        return distance == 0
+    (stride, p, q), *inner = dims
+    nearest = distance // stride
+    return any(
+        -q < steps < p and _meet(distance - steps * stride, inner)
+        for steps in (nearest, nearest + 1)
+    )
+
+
+def _are_nested(dims: list[tuple[int, int]]) -> bool:
+    """Whether each (stride, extent), longest stride first, steps over all that follow."""
+    return all(stride > _reach(dims[i + 1 :]) for i, (stride, _) in enumerate(dims))
+
+
+def _reach(dims: list[tuple[int, int]]) -> int:
+    return sum((extent - 1) * stride for stride, extent in dims)
 
 
 def _overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether two elements share an address: i rows down may be as far as j columns along."""
-    (rows, cols), (row_stride, col_stride) = shape, strides
-    if rows == 0 or cols == 0:
+    """Whether two elements share an address.
+
+    Exact but for three and more interleaved dimensions, which only ``as_strided`` makes: yes.
+    """
+    if 0 in shape:
         return False
+    dims = [(stride, extent) for stride, extent in zip(strides, shape, strict=True) if extent > 1]
+    dims.sort(reverse=True)
+    while len(dims) > 2 and dims[0][0] > _reach(dims[1:]):
+        dims.pop(0)
+    if len(dims) != 2:
+        return len(dims) > 2 or any(stride == 0 for stride, _ in dims)
+    (row_stride, rows), (col_stride, cols) = dims
     step = math.gcd(row_stride, col_stride)
     if step == 0:  # both strides are 0
-        return rows * cols > 1
+        return True
+    # i rows down may be as far as j columns along.
     return col_stride // step < rows and row_stride // step < cols
 
 
 def _span(x: torch.Tensor) -> int:
-    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return 1 + _reach(list(zip(x.stride(), x.shape, strict=True)))
 
 
 def _matrix(name: str, value: object, expected: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise InvalidProblem(
-            f"{name} is a {type(value).__name__}; expected a 2-D torch.Tensor of shape {expected}. "
-            f"Convert it with torch.as_tensor({name})."
+            f"{name} is a {type(value).__name__}; expected a 2-D torch.Tensor of shape {expected}, "
+            f"or a batch of such. Convert it with torch.as_tensor({name})."
         )
     if value.layout != torch.strided:
         raise InvalidProblem(
             f"{name} has layout {value.layout}; expected a dense (strided) tensor. "
             f"Use {name}.to_dense()."
         )
-    if value.ndim != 2:
-        remedy = {
-            1: f"Use {name}.unsqueeze(0) for a row or {name}.unsqueeze(1) for a column.",
-            3: "Call gemm for each matrix of the batch, or flatten the batch into rows.",
-        }.get(value.ndim, "Reshape it to two dimensions.")
+    if value.ndim < 2:
+        remedy = (
+            f"Use {name}.unsqueeze(0) for a row or {name}.unsqueeze(1) for a column."
+            if value.ndim == 1
+            else "Reshape it to two dimensions."
+        )
         raise InvalidProblem(
             f"{name} has {value.ndim} dimensions, shape {tuple(value.shape)}; expected 2, "
-            f"{expected}. {remedy}"
+            f"{expected}, or more for a batch. {remedy}"
         )
     if value.device.type not in ("cpu", "cuda"):
         raise InvalidProblem(

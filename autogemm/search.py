@@ -48,6 +48,8 @@ SEEDS_EACH = 2
 SCREEN_RATIO = 1.3
 """A candidate this much slower than one at least as accurate is timed no further."""
 
+_BASELINES = ("addmm", "baddbmm")
+
 Rows = Mapping[Candidate, Measured]
 """What was measured, in the order of measuring."""
 
@@ -219,7 +221,7 @@ class _Listed:
     def __init__(self, candidates: Sequence[Candidate], name: str) -> None:
         self._order = _shuffled(candidates, name)
         # The baseline first: it is what the others are screened against.
-        self._order.sort(key=lambda candidate: candidate.strategy != "addmm")
+        self._order.sort(key=lambda candidate: candidate.strategy not in _BASELINES)
 
     def next(self, rows: Rows) -> Candidate | None:
         return next((c for c in self._order if c not in rows), None)

@@ -44,12 +44,12 @@ def preset(name: str, device_type: str) -> list[Workload]:
     return [Workload(_problem(spec, device_type)) for spec in unique]
 
 
-# A spec: dtype, (m, n, k), BLAS's transposition letters of A and B, what becomes of C.
-_Spec = tuple[str, tuple[int, int, int], str, Update]
+# A spec: dtype, (m, n, k), BLAS's transposition letters of A and B, what becomes of C, the batch.
+_Spec = tuple[str, tuple[int, int, int], str, Update, int]
 
 
 def _problem(spec: _Spec, device_type: str) -> Problem:
-    dtype, (m, n, k), letters, update = spec
+    dtype, (m, n, k), letters, update, batch = spec
     return contiguous_problem(
         m,
         n,
@@ -59,15 +59,26 @@ def _problem(spec: _Spec, device_type: str) -> Problem:
         b=_ORDER[letters[1]],
         update=update,
         device_type=device_type,
+        batch=batch,
     )
 
 
 def _each(
-    dtypes: str, shapes: Iterable[tuple[int, int, int]], letters: str = "nn", update: Update = "add"
+    dtypes: str,
+    shapes: Iterable[tuple[int, int, int]],
+    letters: str = "nn",
+    update: Update = "add",
+    batch: int = 1,
 ) -> Iterator[_Spec]:
     for dtype in dtypes.split():
         for shape in shapes:
-            yield (dtype, shape, letters, update)
+            yield (dtype, shape, letters, update, batch)
+
+
+def _attention(dtypes: str, heads: int, tokens: int, width: int) -> Iterator[_Spec]:
+    """Queries by keys, then weights by values; ``heads`` are those of all sequences."""
+    yield from _each(dtypes, [(tokens, tokens, width)], "nt", "none", heads)
+    yield from _each(dtypes, [(tokens, width, tokens)], "nn", "none", heads)
 
 
 def _cube(*sizes: int) -> list[tuple[int, int, int]]:
@@ -123,6 +134,8 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("bfloat16", _tokens((1024,), _LLAMA), "nt", "none")
         yield from _each("bfloat16", [(2048, 3072, 768), (2048, 768, 3072)], "nt", "bias")
         yield from _each("bfloat16 float16", [(2048, 6144, 4096), *_cube(4096)], "nn", "inplace")
+        yield from _attention("bfloat16 float32", 96, 1024, 64)  # GPT-2: 8 sequences, 12 heads
+        yield from _attention("bfloat16 float16", 32, 2048, 128)  # Llama 3 8B
     if name in ("science", "full"):
         yield from _each("float32 float64", [(512, 512, 65536), (500, 500, 200000)], "tn")
         yield from _each("float32", [(1000, 1000, 100000), (300, 300, 1000003)], "tn", "none")
@@ -130,6 +143,8 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("float32", _LONG_K)
         yield from _each("float32", _TALL)
         yield from _each("float32 float64", [(4096, 16, 4096), (3000, 2000, 1000)])
+        yield from _each("float32 float64", _cube(32), batch=1024)
+        yield from _each("float32", _cube(512), batch=16)
     if name == "full":
         yield from _each("float32", _cube(256, 512, 1536, 3072, 6144, 8192))
         yield from _each("float32", _cube(1024, 2048, 4096), "nt")
@@ -174,12 +189,15 @@ def _cpu(name: str) -> Iterator[_Spec]:
         yield from _each("bfloat16", _cube(256, 1024))
         yield from _each("float64", [*_cube(256, 512), (64, 64, 20000)])
         yield from _each("float32", [(128, 768, 768)], "nt")
+        yield from _each("float32", _cube(128), batch=12)
     if name in ("llm", "full"):
         yield from _each("float32 bfloat16", _tokens((1, 128), _GPT2), "nt")
         yield from _each("bfloat16", [(16, 4096, 4096)], "nt")
+        yield from _attention("float32 bfloat16", 12, 128, 64)  # GPT-2
     if name in ("science", "full"):
         yield from _each("float32 float64", [(100, 100, 50000), (256, 256, 8192)], "tn")
         yield from _each("float32", [(32, 32, 200000), (1001, 999, 333), (20000, 128, 128)])
+        yield from _each("float32 float64", _cube(32), batch=64)
     if name == "full":
         yield from _each("float32", _cube(128, 384, 768, 1536), "nn", "none")
         yield from _each("float32", _cube(512), "nt")
@@ -190,7 +208,7 @@ def _cpu(name: str) -> Iterator[_Spec]:
 
 # ------------------------------------------------------------------------ files of shapes
 
-_COLUMNS = ("m", "n", "k", "dtype", "layout", "update", "count")
+_COLUMNS = ("m", "n", "k", "dtype", "layout", "update", "batch", "count")
 
 
 def read_shapes(path: Path, device_type: str) -> list[Workload]:
@@ -198,7 +216,8 @@ def read_shapes(path: Path, device_type: str) -> list[Workload]:
 
     Columns: ``m``, ``n``, ``k``; optional ``dtype`` (float32), ``layout`` (``nn``, ``nt``,
     ``tn``, ``tt``: BLAS's letters for A and B; nn), ``update`` (none, add, bias, inplace;
-    add) and ``count`` (1). Raises ``InvalidProblem`` naming the file, the row and the value.
+    add), ``batch`` (1: a single product) and ``count`` (1). Raises ``InvalidProblem`` naming
+    the file, the row and the value.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -238,9 +257,11 @@ def _workload(row: Any, where: str, device_type: str) -> Workload:
     dtype = _word(given, "dtype", "float32", DTYPES, where)
     letters = _word(given, "layout", "nn", ("nn", "nt", "tn", "tt"), where)
     update = _word(given, "update", "add", UPDATES, where)
+    batch = _integer(given, "batch", where) if "batch" in given else 1
     count = _integer(given, "count", where) if "count" in given else 1
     m, n, k = sizes
-    return Workload(_problem((dtype, (m, n, k), letters, update), device_type), count)  # type: ignore[arg-type]
+    spec: Any = (dtype, (m, n, k), letters, update, batch)
+    return Workload(_problem(spec, device_type), count)
 
 
 def _integer(given: Mapping[str, Any], key: str, where: str) -> int:

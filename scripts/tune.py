@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
         "--shapes",
         type=Path,
         metavar="FILE",
-        help="problems from a YAML or CSV file: m, n, k, and dtype, layout, update, count",
+        help="problems from a YAML or CSV file: m, n, k, and dtype, layout, update, batch, count",
     )
     parser.add_argument(
         "--precision",

@@ -21,8 +21,8 @@ MODES = ("graph", "eager")
 STATUSES = ("ok", "slow", "unsupported", "inaccurate", "failed")
 """What became of a candidate; ``slow`` was screened out early, so its times are indicative."""
 
-Key = tuple[int, int, int, str, str, str, str, str]
-"""(m, n, k, dtype, a, b, out, update): what tells the entries of one table apart."""
+Key = tuple[int, int, int, str, str, str, str, str, int]
+"""(m, n, k, dtype, a, b, out, update, batch): what tells the entries of one table apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,7 @@ def key_of(problem: Problem) -> Key:
         problem.b,
         problem.out,
         problem.update,
+        problem.batch,
     )
 
 

@@ -69,14 +69,14 @@ class Prediction:
 def distance(x: Problem, y: Problem) -> float:
     """How far apart two problems are; infinite between types that share no kernels.
 
-    Euclidean over log₂ of m, n and k, each on its own (so that 1×1×4096 is far from
-    16×16×16), with fixed steps for another layout, alignment, use of C or 16-bit type.
+    Infinite, too, between a batch and a single product. Euclidean over log₂ of m, n, k and the
+    batch, each on its own (so that 1×1×4096 is far from 16×16×16), with fixed steps for another
+    layout, alignment, use of C or 16-bit type.
     """
-    if x.device_type != y.device_type:
+    if x.device_type != y.device_type or (x.batch > 1) != (y.batch > 1):
         return math.inf
-    square = sum(
-        math.log2(max(p, 1) / max(q, 1)) ** 2 for p, q in ((x.m, y.m), (x.n, y.n), (x.k, y.k))
-    )
+    sizes = ((x.m, y.m), (x.n, y.n), (x.k, y.k), (x.batch, y.batch))
+    square = sum(math.log2(max(p, 1) / max(q, 1)) ** 2 for p, q in sizes)
     if x.dtype is not y.dtype:
         if not (x.is_half and y.is_half):
             return math.inf
@@ -140,8 +140,8 @@ class Model:
                 continue
             mean, doubt = _mean_and_doubt(points)
             if mode == "eager":
-                before = max(base_us, self._host_us(base, problem.dtype))
-                host = HOST_DOUBT * self._host_us(candidate, problem.dtype)
+                before = max(base_us, self._host_us(base, problem))
+                host = HOST_DOUBT * self._host_us(candidate, problem)
                 score = before / max(base_us / math.exp(mean - doubt), host)
                 us = max(base_us / math.exp(mean), host)
                 needed = max(margin, HOST_MARGIN) if us == host else margin
@@ -185,11 +185,11 @@ class Model:
                 found[kin] = row
         return found
 
-    def eager_us(self, row: Measured, dtype: torch.dtype) -> float | None:
+    def eager_us(self, row: Measured, problem: Problem) -> float | None:
         """A row's eager time: as measured, or what its device time and host cost make it."""
         if row.eager_us is not None or row.graph_us is None:
             return row.eager_us
-        return max(row.graph_us, self._host_us(row.candidate, dtype))
+        return max(row.graph_us, self._host_us(row.candidate, problem))
 
     def _neighbours(
         self, problem: Problem
@@ -204,21 +204,22 @@ class Model:
     # ------------------------------------------------------------------------- fitting
 
     def _fit_hosts(self) -> dict[object, float]:
-        """The host cost of each candidate, and of each strategy, from host-bound rows."""
+        """The host cost a launch of each candidate and strategy, from host-bound rows."""
         samples: dict[object, list[float]] = defaultdict(list)
         for entry, _, rows in self._entries:
             for candidate, row in rows.items():
                 if row.graph_us is None or row.eager_us is None:
                     continue
                 if row.graph_us < 0.5 * row.eager_us:
+                    each = row.eager_us / _launches(candidate, entry.problem)
                     for key in _host_keys(candidate, entry.problem.dtype):
-                        samples[key].append(row.eager_us)
+                        samples[key].append(each)
         return {key: statistics.median(values) for key, values in samples.items()}
 
-    def _host_us(self, candidate: Candidate, dtype: torch.dtype) -> float:
-        return next(
-            (self._hosts[key] for key in _host_keys(candidate, dtype) if key in self._hosts), 0.0
-        )
+    def _host_us(self, candidate: Candidate, problem: Problem) -> float:
+        keys = _host_keys(candidate, problem.dtype)
+        each = next((self._hosts[key] for key in keys if key in self._hosts), 0.0)
+        return each * _launches(candidate, problem)
 
     def _fit_ceilings(self) -> dict[torch.dtype, tuple[float, float]]:
         """The best FLOP/µs and bytes/µs any measured baseline reached, by dtype."""
@@ -279,6 +280,11 @@ def _is_timed(row: Measured) -> bool:
 
 def _host_keys(candidate: Candidate, dtype: torch.dtype) -> tuple[object, ...]:
     return ((candidate, dtype), candidate, candidate.strategy)
+
+
+def _launches(candidate: Candidate, problem: Problem) -> int:
+    strategy = BY_NAME.get(candidate.strategy)  # a table may name what this version lacks
+    return 1 if strategy is None else strategy.launches(problem)
 
 
 def _order(layout: str) -> str:

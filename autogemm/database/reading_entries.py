@@ -59,7 +59,7 @@ class EntryReader:
         )
 
     def _problem(self, value: object) -> Problem:
-        fields = mapping(value, ("m", "n", "k", "dtype", "a", "b", "out", "update"))
+        fields = mapping(value, ("m", "n", "k", "dtype", "a", "b", "out", "update"), ("batch",))
         return Problem(
             m=nested(fields, "m", _EXTENT),
             n=nested(fields, "n", _EXTENT),
@@ -70,6 +70,7 @@ class EntryReader:
             out=nested(fields, "out", _LAYOUT),
             update=cast(Update, nested(fields, "update", _UPDATE)),
             device_type=self.device_type,
+            batch=optional(fields, "batch", _EXTENT, 1),
         )
 
     def _environment(self, value: object) -> str:

@@ -106,9 +106,9 @@ def _device(device: Device) -> Iterator[str]:
     yield f"  features: [{', '.join(map(_text, device.features))}]"
 
 
-def _order(entry: Entry) -> tuple[int, int, str, str, str, int, int, int]:
-    m, n, k, dtype, a, b, out, update = entry.key
-    return (tuple(DTYPES).index(dtype), _place(UPDATES)(update), a, b, out, m, n, k)
+def _order(entry: Entry) -> tuple[int, int, str, str, str, int, int, int, int]:
+    m, n, k, dtype, a, b, out, update, batch = entry.key
+    return (tuple(DTYPES).index(dtype), _place(UPDATES)(update), a, b, out, batch, m, n, k)
 
 
 def _entry(entry: Entry, device: Device) -> Iterator[str]:
@@ -117,8 +117,10 @@ def _entry(entry: Entry, device: Device) -> Iterator[str]:
             f"an entry for {entry.problem} on {entry.problem.device_type} does not belong into "
             f"the table of {device}; write it to the table of its own device."
         )
-    m, n, k, dtype, a, b, out, update = entry.key
+    m, n, k, dtype, a, b, out, update, batch = entry.key
     problem = {"m": m, "n": n, "k": k, "dtype": dtype, "a": a, "b": b, "out": out, "update": update}
+    if batch > 1:
+        problem = {"batch": batch, **problem}
     yield ""
     yield f"- problem: {_flow({key: str(value) for key, value in problem.items()})}"
     yield f"  environment: {_text(entry.environment)}"

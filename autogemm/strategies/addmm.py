@@ -47,28 +47,37 @@ class Addmm(Strategy):
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         run = _run_one_row if problem.update == "bias" and device.has_cuda else _run
-        switch = full_accuracy_switch(problem, reduced=params["reduction"] == "reduced")
-        if switch is None:
-            return run
-
-        def run_switched(
-            alpha: complex | float,
-            A: torch.Tensor,
-            B: torch.Tensor,
-            beta: complex | float,
-            C: torch.Tensor | None,
-            out: torch.Tensor | None,
-        ) -> torch.Tensor:
-            with switch:
-                return run(alpha, A, B, beta, C, out)
-
-        return run_switched
+        reduced = params["reduction"] == "reduced"
+        return switched(run, full_accuracy_switch(problem, reduced=reduced))
 
 
 def baseline(problem: Problem, level: str) -> Candidate:
-    """What an untuned call runs: ``torch.addmm`` in the form the level allows."""
+    """What an untuned call runs: torch's own operator in the form the level allows.
+
+    That is ``torch.addmm``, for a batch ``torch.baddbmm``.
+    """
     reduced = problem.is_half and problem.device_type == "cuda" and level != "highest"
-    return Candidate.of("addmm", reduction="reduced" if reduced else "full")
+    name = "addmm" if problem.batch == 1 else "baddbmm"
+    return Candidate.of(name, reduction="reduced" if reduced else "full")
+
+
+def switched(run: Run, switch: AbstractContextManager[None] | None) -> Run:
+    """``run`` inside a context; itself where there is none."""
+    if switch is None:
+        return run
+
+    def run_switched(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        with switch:
+            return run(alpha, A, B, beta, C, out)
+
+    return run_switched
 
 
 def full_accuracy_switch(
@@ -90,24 +99,34 @@ def full_accuracy_switch(
     return None
 
 
-def _run(
-    alpha: complex | float,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    beta: complex | float,
-    C: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    if C is not None:
+def torchs_own(
+    product: Callable[..., torch.Tensor], update: Callable[..., torch.Tensor]
+) -> Run:
+    """One call of torch: ``product`` where α = 1 and β = 0, else ``update``."""
+
+    def run(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if C is not None:
+            if out is None:
+                return update(C, A, B, beta=beta, alpha=alpha)
+            return update(C, A, B, beta=beta, alpha=alpha, out=out)
+        if alpha == 1:
+            return product(A, B) if out is None else product(A, B, out=out)
+        unread = A.new_empty(1)  # addmm wants an input even where beta = 0 leaves it unread
         if out is None:
-            return torch.addmm(C, A, B, beta=beta, alpha=alpha)
-        return torch.addmm(C, A, B, beta=beta, alpha=alpha, out=out)
-    if alpha == 1:
-        return torch.mm(A, B) if out is None else torch.mm(A, B, out=out)
-    unread = A.new_empty(1)  # addmm wants an input even where beta = 0 leaves it unread
-    if out is None:
-        return torch.addmm(unread, A, B, beta=0, alpha=alpha)
-    return torch.addmm(out, A, B, beta=0, alpha=alpha, out=out)
+            return update(unread, A, B, beta=0, alpha=alpha)
+        return update(out, A, B, beta=0, alpha=alpha, out=out)
+
+    return run
+
+
+_run = torchs_own(torch.mm, torch.addmm)
 
 
 def _run_one_row(

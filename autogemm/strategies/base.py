@@ -75,6 +75,10 @@ class Strategy(ABC):
     min_capability: ClassVar[tuple[int, int]] = (0, 0)
     deterministic: ClassVar[bool] = True
     """Whether equal inputs give equal bits on one machine."""
+    single: ClassVar[bool] = True
+    """Whether it computes a single product: 2-D operands."""
+    batched: ClassVar[bool] = False
+    """Whether it computes a batch of them: 3-D operands, of which some may be expanded."""
 
     @property
     def rank(self) -> int:
@@ -94,6 +98,10 @@ class Strategy(ABC):
         if problem.dtype not in self.dtypes:
             names = _list(DTYPE_NAMES[dtype] for dtype in self.dtypes)
             reasons.append(f"computes {names}, not {DTYPE_NAMES[problem.dtype]}")
+        if problem.batch > 1 and not self.batched:
+            reasons.append(f"computes one product at a time, not a batch of {problem.batch}")
+        if problem.batch == 1 and not self.single:
+            reasons.append("computes batches of products, not a single one")
         if problem.device_type == "cuda" and device.capability < self.min_capability:
             need = ".".join(map(str, self.min_capability))
             have = ".".join(map(str, device.capability))
@@ -141,6 +149,10 @@ class Strategy(ABC):
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         """Memory it takes besides operands and result, in bytes."""
         return 0
+
+    def launches(self, problem: Problem) -> int:
+        """What the host's part of a call grows with: products that are launched one by one."""
+        return 1
 
     def kin(self, candidate: Candidate) -> Candidate:
         """What stands for all candidates alike enough that one's time tells of another's."""

@@ -34,19 +34,20 @@ def combine(
 ) -> torch.Tensor:
     """Return α·P + β·C in ``dtype``, rounded once from P's type; P may be overwritten.
 
-    ``out`` receives the result and may be C. Without ``out`` the result may be P itself.
+    P, C and out are matrices, or batches of them. ``out`` receives the result and may be C.
+    Without ``out`` the result may be P itself.
     """
     if C is None and alpha == 1 and P.dtype == dtype and (
         P is out or (out is None and P.is_contiguous())
     ):
         return P
-    if fused:
+    if fused and _stack(P, C, out):
         from autogemm.kernels.axpby import axpby
 
         if out is None:
             reuse = P.dtype == dtype and P.is_contiguous()
             out = P if reuse else P.new_empty(P.shape, dtype=dtype)
-        axpby(alpha, P, beta, C, out)
+        axpby(alpha, _stacked(P), beta, None if C is None else _stacked(C), _stacked(out))
         return out
     if alpha != 1:
         P.mul_(alpha)
@@ -57,3 +58,15 @@ def combine(
     if out is None:
         return P.to(dtype).contiguous()
     return out if out is P else out.copy_(P)
+
+
+def _stack(*operands: torch.Tensor | None) -> bool:
+    """Whether batches are matrices of batch·m rows to a kernel that knows matrices only."""
+    return all(
+        x is None or x.ndim == 2 or x.shape[1] == 1 or x.stride(0) == x.shape[1] * x.stride(1)
+        for x in operands
+    )
+
+
+def _stacked(x: torch.Tensor) -> torch.Tensor:
+    return x if x.ndim == 2 else x.view(-1, x.shape[2])

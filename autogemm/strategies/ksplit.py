@@ -29,6 +29,7 @@ class KSplit(Strategy):
     name = "ksplit"
     dtypes = frozenset(DTYPE_NAMES)
     depends_on = ("torch", "cuda", "cublas", "triton")
+    batched = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {"form": one_of("batched", "sequential"), "chunks": at_least(2)}
@@ -36,6 +37,8 @@ class KSplit(Strategy):
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
         if problem.k < int(params["chunks"]):
             return [f"k = {problem.k} cannot be cut into {params['chunks']} chunks"]
+        if problem.batch > 1 and params["form"] == "batched":
+            return ["the chunks of one product make a batch, those of a batch would not"]
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
@@ -61,7 +64,7 @@ class KSplit(Strategy):
         return _sequential(problem, device, length)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
-        result = problem.m * problem.n * accumulator_dtype(problem).itemsize
+        result = problem.batch * problem.m * problem.n * accumulator_dtype(problem).itemsize
         return result * (int(params["chunks"]) if params["form"] == "batched" else 2)
 
 
@@ -109,11 +112,12 @@ def _sequential(problem: Problem, device: Device, length: int) -> Run:
         C: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
-        P = product(A[:, :length], B[:length], None)
-        for start in range(length, A.shape[1], length):
+        P = product(A[..., :length], B[..., :length, :], None)
+        for start in range(length, A.shape[-1], length):
             # Not addmm into P: for a single row that may accumulate term by term onto P, and
             # the error would grow with k instead of with the chunk.
-            P += product(A[:, start : start + length], B[start : start + length], None)
+            stop = start + length
+            P += product(A[..., start:stop], B[..., start:stop, :], None)
         return combine(alpha, P, beta, C, out, A.dtype, fused=fused)
 
     return run

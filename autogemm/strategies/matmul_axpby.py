@@ -17,7 +17,7 @@ from autogemm.strategies.combine import accumulator_dtype, combine, fuses_combin
 
 
 class MatmulAxpby(Strategy):
-    """``torch.mm`` with a float32 (or wider) result, then one elementwise pass.
+    """``torch.mm`` (``bmm``) with a float32 (or wider) result, then one elementwise pass.
 
     16-bit operands give a float32 product, so that the result is rounded once: on a GPU by
     cuBLAS, on a CPU by converting the operands first.
@@ -26,6 +26,7 @@ class MatmulAxpby(Strategy):
     name = "matmul_axpby"
     dtypes = frozenset(DTYPE_NAMES)
     depends_on = ("torch", "cuda", "cublas", "triton")
+    batched = True
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         return ErrorBound(4.0, precision.growth(problem.dtype, problem.k))
@@ -51,7 +52,7 @@ class MatmulAxpby(Strategy):
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         if problem.is_half or problem.update == "inplace":
-            return problem.m * problem.n * accumulator_dtype(problem).itemsize
+            return problem.batch * problem.m * problem.n * accumulator_dtype(problem).itemsize
         return 0
 
 
@@ -75,8 +76,9 @@ def wide_product(
             A, B = A.float(), B.float()
         return op(A, B) if out is None else op(A, B, out=out)
 
-    # A float32 result leaves 16-bit partial sums no place.
-    if switch is None or half_on_gpu:
+    # A float32 result leaves 16-bit partial sums no place; 16-bit accumulation torch refuses it.
+    accumulates_in_16_bits = half_on_gpu and torch.backends.cuda.matmul.allow_fp16_accumulation
+    if switch is None or (half_on_gpu and not accumulates_in_16_bits):
         return multiply
 
     def multiply_switched(
