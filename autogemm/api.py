@@ -14,6 +14,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function
 
 from autogemm import batching, dispatch
 from autogemm import operator as operators
@@ -37,6 +38,7 @@ _function_mode_is_on = torch._C._is_torch_function_mode_enabled
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_watched = problems.is_watched
 _plain_classes = (torch.Tensor, torch.nn.Parameter)
+_plain_dispatch = torch._C._disabled_torch_dispatch_impl
 _autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
@@ -236,6 +238,8 @@ def _cold(
         # A key taken while another thread held a switch names settings nobody asked for.
         if not by_number or key is None or key[-1] != _settings(A, B, C, out):  # type: ignore[index]
             key = None
+        elif not all(x is None or x.__class__ in _plain_classes for x in (A, B, C, out)):
+            key = None  # what runs depends on who asks: the class, or the operator on its behalf
         run = _bound(A, B, beta, C, precision, out)
         if key is not None:
             if len(_warm) >= _MAX_WARM_CALLS:
@@ -269,8 +273,11 @@ def _bound(
 
 def _is_observed(*operands: torch.Tensor | None) -> bool:
     """Whether a dispatch mode or a tensor's class has a say in what runs, or only looks on."""
-    return _dispatch_modes() > 0 or any(
-        x is not None and x.__class__ not in _plain_classes for x in operands
+    if _dispatch_modes() > 0:
+        return True
+    special = [x for x in operands if x is not None and x.__class__ not in _plain_classes]
+    return has_torch_function(special) or any(
+        getattr(x, "__torch_dispatch__", _plain_dispatch) is not _plain_dispatch for x in special
     )
 
 

@@ -6,6 +6,8 @@ Eager calls do not pass through it, for a Python operator costs the host several
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ def implement(product: Product) -> None:
     def run(
         alpha: Any, A: Any, B: Any, beta: Any, C: Any, level: Any = None, budget: Any = None
     ) -> torch.Tensor:
-        with torch.no_grad():  # autograd has been dealt with above
+        with _below():
             return product(alpha, A, B, beta, C, precision=_joined(level, budget))
 
     @torch.library.impl("autogemm::gemm_out", ("CPU", "CUDA"))
@@ -47,8 +49,15 @@ def implement(product: Product) -> None:
         budget: Any = None,
     ) -> None:  # fmt: skip
         C = out if C is None and beta != 0 else C
-        with torch.no_grad():
+        with _below():
             product(alpha, A, B, beta, C, out=out, precision=_joined(level, budget))
+
+
+@contextmanager
+def _below() -> Iterator[None]:
+    """Autograd and the classes of operands have been dealt with when a kernel is reached."""
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        yield
 
 
 def call(
@@ -125,15 +134,12 @@ def _product(
 # ------------------------------------------------------------- shapes, derivatives, vmap
 
 
-@torch.library.register_fake("autogemm::gemm")
 def _shape(
     alpha: Any, A: Any, B: Any, beta: Any, C: Any, level: Any = None, budget: Any = None
 ) -> torch.Tensor:
-    batch = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
-    return A.new_empty(*batch, A.shape[-2], B.shape[-1])  # type: ignore[no-any-return]
+    return A.new_empty(problems.result_shape(A, B))  # type: ignore[no-any-return]
 
 
-@torch.library.register_fake("autogemm::gemm_out")
 def _nothing(
     alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any, level: Any = None, budget: Any = None
 ) -> None:
@@ -161,5 +167,7 @@ def _mapped(info: Any, in_dims: Any, *inputs: Any) -> tuple[torch.Tensor, int]:
     return batched(torch.ops.autogemm.gemm, info.batch_size, in_dims, inputs), 0
 
 
+torch.library.register_fake("autogemm::gemm", _shape)
+torch.library.register_fake("autogemm::gemm_out", _nothing)
 torch.library.register_autograd("autogemm::gemm", _backward, setup_context=_keep)
 torch.library.register_vmap("autogemm::gemm", _mapped)

@@ -304,8 +304,8 @@ def check_operands(
                 f"C is {tuple(c.shape)}; expected {expected}, the shape of A·B.{hint}"
             )
     if out is not None:
-        _check_form(out, a, expected)
-        check_out(out, a, b, C if isinstance(C, torch.Tensor) else None)
+        o = _check_form(out, a, expected)
+        check_out(o, a, b, C if isinstance(C, torch.Tensor) else None)
 
 
 def check_traced_out(

@@ -542,9 +542,9 @@ WRONG: dict[str, tuple[tuple[str, ...], Callable[..., object]]] = {
         ("C has 1 dimensions, shape (5,)", "expected 2", "C.unsqueeze(0)"),
         lambda f, A, B, C: f(1, A, B, 1, C[0]),
     ),
-    "a batch": (
-        ("B has 3 dimensions, shape (1, 9, 5)", "expected 2", "each matrix of the batch"),
-        lambda f, A, B, C: f(1, A, B[None]),
+    "batches of different size": (
+        ("A is (2, 6, 9) and B is (3, 9, 5)", "leading dimensions (2,) must equal B's (3,)"),
+        lambda f, A, B, C: f(1, A.expand(2, 6, 9), B.expand(3, 9, 5)),
     ),
     "no tensor": (
         ("B is a list", "expected a 2-D torch.Tensor", "torch.as_tensor(B)"),

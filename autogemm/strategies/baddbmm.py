@@ -30,8 +30,7 @@ class Baddbmm(Addmm):
         reduced = params["reduction"] == "reduced"
         if not _may_reduce(problem) or reduced:
             return switched(_run, full_accuracy_switch(problem, reduced=reduced))
-        # Autograd follows no product of 16-bit operands that is written in float32, and ROCm
-        # and old GPUs have none.
+        # ROCm and old GPUs have no product of 16-bit operands that is written in float32.
         has_wide_product = device.capability >= (8, 0) and "rocm" not in device.features
         if has_wide_product:
             return MatmulAxpby().bind(problem, device, {})

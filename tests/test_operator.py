@@ -1,0 +1,337 @@
+"""torch.compile, torch.export, fake tensors and modes: gemm as one operator of torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, export
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import autogemm
+from autogemm import InvalidProblem, gemm, gemm_
+
+GEMM = torch.ops.autogemm.gemm.default
+GEMM_OUT = torch.ops.autogemm.gemm_out.default
+
+
+def seeded(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(*shape, dtype=dtype, generator=generator) for shape in shapes]
+
+
+A, B, C = seeded((6, 9), (9, 5), (6, 5))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Graphs:
+    """A backend that runs what it is given and keeps the graphs."""
+
+    def __init__(self) -> None:
+        self.all: list[torch.fx.GraphModule] = []
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        self.all.append(module)
+        return module.forward
+
+    @property
+    def operators(self) -> list[object]:
+        return [node.target for g in self.all for node in g.graph.nodes if node.op[:4] == "call"]
+
+
+# -------------------------------------------------------------------------------- compiling
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_compiled_call_is_the_eager_one(backend: str) -> None:
+    def step(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+        return gemm(1.5, A, B, -0.5, C).relu() + gemm(2, A, B, precision="highest")
+
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(A, B, C), step(A, B, C))
+
+
+def test_what_is_traced_is_one_operator() -> None:
+    graphs = Graphs()
+    torch.compile(lambda: gemm(1.5, A, B, -0.5, C), backend=graphs, fullgraph=True)()
+    assert [str(op) for op in graphs.operators] == ["autogemm.gemm"]
+
+
+def test_shapes_and_factors_may_be_dynamic() -> None:
+    graphs = Graphs()
+    step = torch.compile(lambda a, A, B: gemm(a, A, B), backend=graphs, fullgraph=True)
+    for alpha, m in ((1.5, 6), (2.5, 7), (3.5, 11), (0.0, 12), (-1.0, 13)):
+        X = torch.ones(m, 9)
+        torch.testing.assert_close(step(alpha, X, B), alpha * X @ B)
+    assert len(graphs.all) <= 3  # specialised once, then dynamic; 0 and 1 are special to torch
+
+
+def test_a_factor_may_be_a_tensor() -> None:
+    step = torch.compile(lambda a, b: gemm(a, A, B, b, C), backend="aot_eager", fullgraph=True)
+    for alpha, beta in ((2.0, 0.5), (3.0, -1.0)):
+        found = step(torch.tensor(alpha), torch.tensor(beta))
+        torch.testing.assert_close(found, alpha * A @ B + beta * C)
+
+
+@pytest.mark.parametrize("shapes", [
+    ((6, 9), (9, 5)), ((2, 6, 9), (9, 5)), ((6, 9), (2, 9, 5)), ((2, 3, 6, 9), (2, 3, 9, 5)),
+])  # fmt: skip
+def test_compiled_gradients_are_the_eager_ones(shapes: tuple[tuple[int, ...], ...]) -> None:
+    inputs = seeded(*shapes)
+    inputs.append(torch.randn(torch.matmul(*inputs).shape))
+
+    def loss(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+        return gemm(1.5, A, B, -0.5, C).tanh().sum()
+
+    found = []
+    for step in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        step(*leaves).backward()
+        found.append([x.grad for x in leaves])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_updates_in_place_and_into_out_are_compiled_too() -> None:
+    expected = 1.5 * A @ B - 0.5 * C
+    for _ in range(2):
+        D = C.clone()
+        updated = torch.compile(lambda D: gemm_(1.5, A, B, -0.5, D), backend="aot_eager",
+                                fullgraph=True)(D)  # fmt: skip
+        assert updated is D
+        torch.testing.assert_close(D, expected)
+    out = torch.empty(6, 5)
+    torch.compile(lambda out: gemm(1.5, A, B, -0.5, C, out=out) * 2, backend="aot_eager",
+                  fullgraph=True)(out)  # fmt: skip
+    torch.testing.assert_close(out, expected)
+    out = torch.full((6, 5), torch.nan)
+    torch.compile(lambda out: gemm(1.5, A, B, 0.0, C, out=out), backend="aot_eager",
+                  fullgraph=True)(out)  # fmt: skip
+    torch.testing.assert_close(out, 1.5 * A @ B)
+
+
+def test_autocast_is_traced_too() -> None:
+    def step(A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return gemm(1.0, A, B, 1.0, C)
+
+    found = torch.compile(step, backend="aot_eager", fullgraph=True)(A, B, C)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, step(A, B, C))
+
+
+def test_a_mapped_call_is_compiled_as_one_batch() -> None:
+    graphs = Graphs()
+    X = torch.randn(3, 6, 9)
+    mapped = torch.compile(torch.vmap(lambda x: gemm(1.5, x, B)), backend=graphs, fullgraph=True)
+    torch.testing.assert_close(mapped(X), 1.5 * X @ B)
+
+
+def test_a_compiled_model_trains_as_an_eager_one() -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        W = torch.randn(9, 5, requires_grad=True)
+
+        def loss(W: torch.Tensor) -> torch.Tensor:
+            return gemm(1.0, A, W, 1.0, C).square().mean()
+
+        step = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+        optimizer = torch.optim.SGD([W], lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            step(W).backward()
+            optimizer.step()
+        losses.append(loss(W).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_wrong_operands_are_named_while_tracing() -> None:
+    for misuse, words in (
+        (lambda: gemm(1.0, A, A), "must equal B's rows"),
+        (lambda: gemm(1.0, A, B, precision="best"), "precision is 'best'"),
+        (lambda: gemm(1.0, A, B, 1.0), "C is missing"),
+        (lambda: gemm(1.0, A, B, out=torch.empty(3, 3)), "out is"),
+    ):
+        with pytest.raises(Exception, match=words):
+            torch.compile(misuse, backend="eager", fullgraph=True)()
+        with pytest.raises(InvalidProblem, match=words):
+            torch.compile(misuse, backend="eager")()
+
+
+# ---------------------------------------------------------------------------------- the operator
+
+SAMPLES: dict[str, tuple[Any, ...]] = {
+    "plain": (1.5, A, B, 0.5, C),
+    "no C": (1.5, A, B, 0.0, None),
+    "level": (1.5, A, B, 0.5, C, "high"),
+    "budget": (1.5, A, B, 0.5, C, None, 1e-3),
+    "transposed": (1.5, B.t(), A.t(), 0.5, C.t()),
+    "bias": (1.5, A, B, 0.5, C[:1].expand(6, 5)),
+    "batch": (1.5, *seeded((2, 6, 9), (2, 9, 5)), 0.5, *seeded((2, 6, 5))),
+    "shared B": (1.5, *seeded((2, 6, 9), (9, 5)), 0.0, None),
+    "shared A": (1.5, *seeded((6, 9), (2, 9, 5)), 0.0, None),
+    "empty": (1.5, *seeded((0, 9), (9, 5)), 0.0, None),
+    "complex": (1.5 + 1j, *(x.to(torch.complex64) for x in (A, B)), 0.0, None),
+    "bfloat16": (1.5, *(x.bfloat16() for x in (A, B)), 0.0, None),
+}
+
+
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_torchs_own_checks_of_an_operator_pass(sample: tuple[Any, ...]) -> None:
+    opcheck(GEMM, sample)
+    needy = tuple(
+        x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in sample
+    )
+    opcheck(GEMM, needy)
+
+
+def test_torchs_own_checks_of_the_writing_operator_pass() -> None:
+    opcheck(GEMM_OUT, (1.5, A, B, 0.5, C, torch.empty(6, 5)))
+    opcheck(GEMM_OUT, (1.5, A, B, 0.5, None, C.clone()))
+    opcheck(GEMM_OUT, (1.5, A, B, 0.0, None, torch.empty(5, 6).t()))
+
+
+def test_the_operator_can_be_called_by_name() -> None:
+    torch.testing.assert_close(GEMM(1.5, A, B, 0.5, C), 1.5 * A @ B + 0.5 * C)
+    D = C.clone()
+    assert GEMM_OUT(1.5, A, B, 0.5, None, D) is None
+    torch.testing.assert_close(D, 1.5 * A @ B + 0.5 * C)
+    with pytest.raises(InvalidProblem, match="expected one of them"):
+        GEMM(1.5, A, B, 0.5, C, "high", 1e-3)
+    with pytest.raises(InvalidProblem, match="shares memory with A"):
+        GEMM_OUT(1.0, C[:5], C[:5].clone(), 0.0, None, C[:5])
+
+
+def test_an_exported_program_is_saved_loaded_and_run() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+            return gemm(1.5, A, B, -0.5, C)
+
+    m = Dim("m")
+    program = export(Layer(), (A, B, C), dynamic_shapes={"A": {0: m}, "B": None, "C": {0: m}})
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    X, Y = seeded((11, 9), (11, 5))
+    found = torch.export.load(file).module()(X, B, Y)
+    torch.testing.assert_close(found, 1.5 * X @ B - 0.5 * Y)
+
+
+# ----------------------------------------------------------------------------- fakes and modes
+
+
+def test_fake_tensors_give_a_shape_without_computing() -> None:
+    with FakeTensorMode():
+        X, Y = torch.empty(2, 6, 9), torch.empty(9, 5)
+        result = gemm(1.5, X, Y)
+        assert (tuple(result.shape), result.stride()) == ((2, 6, 5), (30, 5, 1))
+        out = torch.empty(2, 6, 5)
+        assert gemm(1.5, X, Y, out=out) is out
+        with pytest.raises(InvalidProblem, match="out is"):
+            gemm(1.5, X, Y, out=torch.empty(6, 5))
+    assert gemm(1.5, A, B).shape == (6, 5)
+
+
+def test_a_traced_function_holds_the_operator() -> None:
+    traced = make_fx(lambda A, B: gemm(1.5, A, B))(A, B)
+    assert GEMM in [node.target for node in traced.graph.nodes]
+    torch.testing.assert_close(traced(A, B), 1.5 * A @ B)
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_one_operator_for_one_product() -> None:
+    gemm(1.5, A, B, 0.5, C)
+    with Watching() as outer, Watching() as inner:
+        result = gemm(1.5, A, B, 0.5, C)
+    assert inner.seen == outer.seen == [GEMM]
+    torch.testing.assert_close(result, 1.5 * A @ B + 0.5 * C)
+    D = C.clone()
+    with Watching() as mode:
+        gemm_(1.5, A, B, 0.5, D)
+    assert mode.seen == [GEMM_OUT]
+    torch.testing.assert_close(D, result)
+
+
+def test_a_dispatch_mode_sees_the_backward_products() -> None:
+    X, Y = (x.clone().requires_grad_() for x in (A, B))
+    with Watching() as mode:
+        gemm(1.5, X, Y).sum().backward()
+    assert mode.seen.count(GEMM) == 3
+    torch.testing.assert_close(X.grad, 1.5 * torch.ones(6, 5) @ B.t())
+
+
+def test_a_function_mode_sees_nothing_of_the_inside() -> None:
+    class Listening(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[object] = []
+    with Listening():
+        for _ in ("cold", "warm"):
+            result = gemm(1.5, A, B, 0.5, C)
+    assert seen == []
+    torch.testing.assert_close(result, 1.5 * A @ B + 0.5 * C)
+
+
+def test_a_default_device_does_not_matter() -> None:
+    with torch.device("meta"):
+        result = gemm(1.5, A, B)
+    assert result.device.type == "cpu"
+    torch.testing.assert_close(result, 1.5 * A @ B)
+
+
+def test_a_subclass_of_tensor_stays_one() -> None:
+    class Named(torch.Tensor):
+        pass
+
+    X = A.as_subclass(Named)
+    for _ in ("cold", "warm"):
+        result = gemm(1.5, X, B)
+        assert isinstance(result, Named)
+        torch.testing.assert_close(result.as_subclass(torch.Tensor), 1.5 * A @ B)
+
+
+def test_deterministic_mode_changes_no_result() -> None:
+    expected = gemm(1.5, A, B, 0.5, C)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(gemm(1.5, A, B, 0.5, C), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_eager_calls_do_not_pass_through_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("the operator was called")
+
+    monkeypatch.setattr("autogemm.operator.call", fail)
+    autogemm.reload_tables()
+    for _ in ("cold", "warm"):
+        gemm(1.5, A, B, 0.5, C)
+        X = A.clone().requires_grad_()
+        gemm(1.5, X, B, 0.5, C).sum().backward()
+        torch.vmap(lambda b: gemm(1.5, A, b))(torch.stack([B, B]))
