@@ -34,6 +34,7 @@ from autogemm.search import STARTS, TRIALS, Search, chosen_in, seeds_for
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, ParamValue, Run, Strategy
 from autogemm.strategies.addmm import Addmm
 from autogemm.strategies.base import one_of
+from autogemm.strategies.matmul_axpby import MatmulAxpby
 from autogemm.tuner import Order, Outcome, Progress, candidates_for, tune
 from autogemm.workloads import Workload
 
@@ -278,9 +279,12 @@ class Noisy(Recording):
         return replace(measured, error_norm=self.norms.get(measured.candidate, 1e-7))
 
 
-def test_a_faster_candidate_that_is_noisier_is_chosen_below_the_highest_level_alone(
-    tmp_path: Path,
+def test_a_faster_emulation_that_is_noisier_is_chosen_below_the_highest_level_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    noisy_is_chosen, _ = run(tmp_path / "3", Noisy({FULL: 100.0, AXPBY: 50.0}, {AXPBY: 2e-7}))
+    assert chosen(only(noisy_is_chosen), "highest") == AXPBY  # float32 itself: another order
+    monkeypatch.setattr(MatmulAxpby, "emulates", True)
     facts = {FULL: 100.0, AXPBY: 50.0, SPLIT: 80.0}
     outcome, bench = run(tmp_path, Noisy(facts, {AXPBY: 2e-7, SPLIT: 0.5e-7}))
     entry = only(outcome)
@@ -707,6 +711,7 @@ class Tiles(Strategy):
     """Offers many candidates; those with one term are for the level ``high`` and below."""
 
     name = "tiles"
+    emulates = True
     dtypes = frozenset({torch.float32})
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
