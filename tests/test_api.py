@@ -543,8 +543,8 @@ WRONG: dict[str, tuple[tuple[str, ...], Callable[..., object]]] = {
         lambda f, A, B, C: f(1, A, B, 1, C[0]),
     ),
     "a batch": (
-        ("B has 3 dimensions, shape (1, 9, 5)", "expected 2", "each matrix of the batch"),
-        lambda f, A, B, C: f(1, A, B[None]),
+        ("C is (7, 5)", "expected (1, 7, 5)", "C.expand(1, 7, 5)"),
+        lambda f, A, B, C: f(1, A, B[None], 1, C),
     ),
     "no tensor": (
         ("B is a list", "expected a 2-D torch.Tensor", "torch.as_tensor(B)"),
