@@ -543,7 +543,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Callable[..., object]]] = {
         lambda f, A, B, C: f(1, A, B, 1, C[0]),
     ),
     "a batch": (
-        ("C is (7, 5)", "expected (1, 7, 5)", "C.expand(1, 7, 5)"),
+        ("C is (6, 5)", "expected (1, 6, 5)", "C.expand(1, 6, 5)"),
         lambda f, A, B, C: f(1, A, B[None], 1, C),
     ),
     "no tensor": (

@@ -114,7 +114,9 @@ def random_table(seed):
         facts = {name: draw.choice(LAYOUTS) for name in ("a", "b", "out")}
         facts["dtype"] = draw.choice(list(DTYPES.values()))
         return entry(
-            problem=problem(draw.randrange(1, 99), update=draw.choice(UPDATES), **facts),
+            problem=problem(
+                draw.randrange(1, 99), update=draw.choice(UPDATES), batch=draw.choice([1, 12]), **facts
+            ),
             choices={"highest": {"eager": choice(), "graph": choice()}, "medium": {}},
             measured=tuple(row() for _ in range(5)),
         )
