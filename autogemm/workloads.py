@@ -189,7 +189,6 @@ def _cpu(name: str) -> Iterator[_Spec]:
         yield from _each("bfloat16", _cube(256, 1024))
         yield from _each("float64", [*_cube(256, 512), (64, 64, 20000)])
         yield from _each("float32", [(128, 768, 768)], "nt")
-        yield from _each("float32", _cube(128), batch=12)
     if name in ("llm", "full"):
         yield from _each("float32 bfloat16", _tokens((1, 128), _GPT2), "nt")
         yield from _each("bfloat16", [(16, 4096, 4096)], "nt")
@@ -198,6 +197,7 @@ def _cpu(name: str) -> Iterator[_Spec]:
         yield from _each("float32 float64", [(100, 100, 50000), (256, 256, 8192)], "tn")
         yield from _each("float32", [(32, 32, 200000), (1001, 999, 333), (20000, 128, 128)])
         yield from _each("float32 float64", _cube(32), batch=64)
+        yield from _each("float32", _cube(256), batch=8)
     if name == "full":
         yield from _each("float32", _cube(128, 384, 768, 1536), "nn", "none")
         yield from _each("float32", _cube(512), "nt")

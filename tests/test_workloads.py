@@ -74,6 +74,18 @@ def test_the_full_preset_holds_all_the_others(device_type: str) -> None:
         assert {key_of(w.problem) for w in preset(name, device_type)} <= full
 
 
+@ON_EACH
+def test_presets_hold_batches_as_attention_makes_them(device_type: str) -> None:
+    batches = [w.problem for w in preset("llm", device_type) if w.problem.batch > 1]
+    assert {p.dtype for p in batches} >= {torch.float32, torch.bfloat16}
+    assert all(p.update == "none" for p in batches)
+    scores = [p for p in batches if p.k < p.m]
+    assert {(p.b, p.n) for p in scores} == {("col", p.m) for p in scores}
+    values = [p for p in batches if p.k == p.m]
+    assert {p.b for p in values} == {"row"}
+    assert [(p.batch, p.n) for p in values] == [(p.batch, p.k) for p in scores]
+
+
 def test_the_quick_preset_is_a_small_part_of_everything() -> None:
     assert 5 <= len(preset("quick", "cuda")) <= 60
     assert len({w.problem.dtype for w in preset("quick", "cuda")}) >= 4
@@ -156,6 +168,19 @@ def test_every_dtype_and_update_can_be_asked_for(tmp_path: Path, dtype: str, upd
     assert workload.problem.update == update
 
 
+@ON_EACH
+@pytest.mark.parametrize("name", ["s.yaml", "s.csv"])
+def test_a_batch_is_a_column_of_its_own(tmp_path: Path, name: str, device_type: str) -> None:
+    text = "- {m: 3, n: 4, k: 5, batch: 12}\n- {m: 3, n: 4, k: 5}\n- {m: 3, n: 4, k: 5, batch: 1}\n"
+    if name == "s.csv":
+        text = "m,n,k,batch\n3,4,5,12\n3,4,5,\n3,4,5,1\n"
+    single = contiguous_problem(3, 4, 5, torch.float32, device_type=device_type)
+    assert read_shapes(write(tmp_path, text, name), device_type) == [
+        Workload(replace(single, batch=12)),
+        Workload(single, 2),
+    ]
+
+
 BAD_YAML = {
     "": "expected a list of problems, each with m, n and k, found nothing",
     "# nothing\n": "found nothing",
@@ -174,6 +199,7 @@ BAD_YAML = {
     "- {m: '²', n: 2, k: 3}": "m must be a positive integer.*, found '²'",
     "- {m: 2026-13-45, n: 2, k: 3}": "is not YAML",
     "- {m: 1, n: 2, k: 3, count: 0}": "count must be a positive integer.*, found 0",
+    "- {m: 1, n: 2, k: 3, batch: 0}": "batch must be a positive integer.*, found 0",
     "- {m: 1, n: 2, k: 3, dtype: float8}": "dtype must be one of float16, bfloat16, float32",
     "- {m: 1, n: 2, k: 3, dtype: [float32]}": "dtype must be one of",
     "- {m: 1, n: 2, k: 3, layout: ab}": "layout must be one of nn, nt, tn, tt, found 'ab'",
