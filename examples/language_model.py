@@ -2,7 +2,7 @@
 """GPT-2 (transformers' own code, random weights, no download) before and after replace_linear.
 
     pip install transformers
-    python examples/language_model.py                       # GPT-2 small on a GPU, a small one on a CPU
+    python examples/language_model.py                       # GPT-2 small; on a CPU a smaller one
     python examples/language_model.py --record shapes.yaml  # what it multiplies, ...
     python scripts/tune.py --shapes shapes.yaml             # ... tuned, with the saving to expect
     python examples/language_model.py                       # the saving that came of it
