@@ -8,6 +8,7 @@ from autogemm.errors import (
     InvalidProblem,
     NoStrategy,
 )
+from autogemm.recording import Product, Recording, record
 
 __version__ = "0.1.0"
 
@@ -18,9 +19,12 @@ __all__ = [
     "Explanation",
     "InvalidProblem",
     "NoStrategy",
+    "Product",
+    "Recording",
     "__version__",
     "explain",
     "gemm",
     "gemm_",
+    "record",
     "reload_tables",
 ]
