@@ -13,7 +13,8 @@ import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path.insert(0, ROOT)
 
 import autogemm
 from autogemm.errors import InvalidProblem
@@ -36,18 +37,20 @@ def main() -> int:
     options = parse()
     program = str(options.program)
     sys.argv = [program, *options.arguments]
-    sys.path.insert(0, str(options.program.resolve().parent))  # where Python itself would look
+    # As Python starts a program; this repository stays in reach of processes it starts.
+    sys.path[:2] = [str(options.program.resolve().parent)]
+    sys.path.append(ROOT)
+    recording = None
     try:
         with autogemm.record(options.shapes) as recording:
-            try:
-                runpy.run_path(program, run_name="__main__")
-            finally:
-                sys.argv = [program]
+            runpy.run_path(program, run_name="__main__")
     except InvalidProblem as error:
+        if recording is not None:
+            raise  # the program's own
         print(error, file=sys.stderr)
         return 1
     finally:
-        if "recording" in locals():
+        if recording is not None:
             print(recording)
     return 0
 
