@@ -211,6 +211,8 @@ def record(path: str | os.PathLike[str] | None = None) -> Iterator[Recording]:
     """
     target = None if path is None else _writable(path)
     recording = Recording()
+    with Listener(recording._run):
+        torch.empty(0)  # the first use of a mode imports torch's compiler, a second's work
     started = _now(())
     try:
         with Listener(recording._run):
