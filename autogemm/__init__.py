@@ -9,6 +9,7 @@ from autogemm.errors import (
     NoStrategy,
 )
 from autogemm.explanation import Explanation
+from autogemm.recording import Product, Recording, record
 
 __version__ = "0.1.0"
 
@@ -19,9 +20,12 @@ __all__ = [
     "Explanation",
     "InvalidProblem",
     "NoStrategy",
+    "Product",
+    "Recording",
     "__version__",
     "explain",
     "gemm",
     "gemm_",
+    "record",
     "reload_tables",
 ]

@@ -14,8 +14,9 @@ from autogemm.database import key_of
 from autogemm.device import Device
 from autogemm.errors import InvalidProblem
 from autogemm.problem import DTYPES, LAYOUTS, UPDATES, Problem, contiguous_problem
+from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME, baseline
-from autogemm.workloads import PRESETS, Workload, levels_of, preset, read_shapes
+from autogemm.workloads import PRESETS, Workload, levels_of, preset
 
 DEVICES = {
     "cuda": Device(type="cuda", name="Example GPU", capability=(9, 0)),
@@ -152,7 +153,7 @@ def test_a_file_of_shapes_is_read_with_its_defaults(
     def problem(m: int, n: int, k: int, dtype: torch.dtype, **facts: str) -> Problem:
         return contiguous_problem(m, n, k, dtype, device_type=device_type, **facts)  # type: ignore[arg-type]
 
-    assert read_shapes(write(tmp_path, text, name), device_type) == [
+    assert list(read_shapes(write(tmp_path, text, name), device_type).workloads) == [
         Workload(problem(128, 256, 512, torch.float32)),
         Workload(problem(64, 64, 1000, torch.bfloat16, b="col", update="inplace"), 7),
         Workload(problem(3, 4, 5, torch.float32, a="col", b="col", update="none")),
@@ -163,7 +164,7 @@ def test_a_file_of_shapes_is_read_with_its_defaults(
 @pytest.mark.parametrize("update", UPDATES)
 def test_every_dtype_and_update_can_be_asked_for(tmp_path: Path, dtype: str, update: str) -> None:
     path = write(tmp_path, f"- {{m: 2, n: 3, k: 4, dtype: {dtype}, update: {update}}}\n")
-    (workload,) = read_shapes(path, "cuda")
+    (workload,) = read_shapes(path, "cuda").workloads
     assert workload.problem.dtype == DTYPES[dtype]
     assert workload.problem.update == update
 
@@ -175,10 +176,10 @@ def test_a_batch_is_a_column_of_its_own(tmp_path: Path, name: str, device_type: 
     if name == "s.csv":
         text = "m,n,k,batch\n3,4,5,12\n3,4,5,\n3,4,5,1\n"
     single = contiguous_problem(3, 4, 5, torch.float32, device_type=device_type)
-    assert read_shapes(write(tmp_path, text, name), device_type) == [
+    assert read_shapes(write(tmp_path, text, name), device_type).workloads == (
         Workload(replace(single, batch=12)),
         Workload(single, 2),
-    ]
+    )
 
 
 BAD_YAML = {
