@@ -1,5 +1,6 @@
 """Matrix products in PyTorch, as fast as the hardware allows at an accuracy you can trust."""
 
+from autogemm import nn
 from autogemm.api import Explanation, explain, gemm, gemm_, reload_tables
 from autogemm.errors import (
     AutogemmError,
@@ -8,6 +9,9 @@ from autogemm.errors import (
     InvalidProblem,
     NoStrategy,
 )
+from autogemm.functional import linear
+from autogemm.overriding import override
+from autogemm.replacing import replace_linear, restore_linear
 
 __version__ = "0.1.0"
 
@@ -22,5 +26,10 @@ __all__ = [
     "explain",
     "gemm",
     "gemm_",
+    "linear",
+    "nn",
+    "override",
     "reload_tables",
+    "replace_linear",
+    "restore_linear",
 ]

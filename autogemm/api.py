@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from autogemm import dispatch
+from autogemm import dispatch, routing
 from autogemm import precision as precisions
 from autogemm import problem as problems
 from autogemm.database.lookup import evidence_for, forget_evidence
@@ -32,6 +32,7 @@ _warm: dict[Hashable, tuple[Run, tuple[int, int, int, int], bool]] = {}
 
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
+_modes_are_on = torch._C._is_torch_function_mode_enabled
 _autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
@@ -76,6 +77,9 @@ def gemm(
     """
     if _is_compiling():
         return _composed(alpha, A, B, beta, C, precision, out)
+    if _modes_are_on():  # torch.overrides' modes, ours among them, are not meant for our products
+        with torch._C.DisableTorchFunction():
+            return gemm(alpha, A, B, beta, C, precision=precision, out=out)
     key: Hashable = None
     try:
         if alpha.__class__ is int:
@@ -224,6 +228,7 @@ def reload_tables() -> None:
     """Read the tuning tables anew: for a process that runs on while a tuner writes them."""
     forget_evidence()
     _warm.clear()
+    routing.forget()
 
 
 # ----------------------------------------------------------------------------- cold calls
