@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from autogemm.functional import in_shape, product, routed_linear
 from autogemm.nn.attention import attend
-from autogemm.routing import Operands
+from autogemm.routing import PLAIN, Operands
 
 BATCHES = False
 """Whether ``gemm`` takes batches, (b, m, k) times (b, k, n); ``bmm`` and its like wait for it."""
@@ -48,7 +48,7 @@ class override(TorchFunctionMode, contextlib.ContextDecorator):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         route = _ROUTES.get(func)
-        if route is not None and not types:
+        if route is not None and PLAIN.issuperset(types):
             result = route(*args, **kwargs)
             if result is not None:
                 return result

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from autogemm import precision as precisions
 from autogemm.nn.linear import Linear
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -35,8 +36,9 @@ def replace_linear(model: Model, *, precision: str | float | None = None) -> Mod
         The same model.
 
     Raises:
-        InvalidProblem: from the forward pass, where ``precision`` is none.
+        InvalidProblem: ``precision`` is neither a level nor a positive number; nothing is changed.
     """
+    precisions.resolve(precision, torch.float32, precisions.current_state(torch.float32, "cpu"))
     ours = dict(_pairs())
     already = set(ours.values())
     count = 0

@@ -30,7 +30,9 @@ Form = Callable[..., "Operands | None"]
 _MAX_VERDICTS = 4096
 _verdicts: dict[Hashable, bool] = {}
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+"""The types that do not answer torch's calls themselves, as subclasses may."""
+
 _TURNED = {"row": "col", "col": "row"}
 _autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
@@ -54,10 +56,10 @@ def wins(
     """
     try:
         if (
-            x.__class__ not in _PLAIN
-            or y.__class__ not in _PLAIN
-            or (z is not None and z.__class__ not in _PLAIN)
-            or (out is not None and out.__class__ not in _PLAIN)
+            x.__class__ not in PLAIN
+            or y.__class__ not in PLAIN
+            or (z is not None and z.__class__ not in PLAIN)
+            or (out is not None and out.__class__ not in PLAIN)
         ):
             return False
         dtype = autocast_dtype(x) if _autocast_is_on() else None

@@ -63,9 +63,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if torch.compiler.is_compiling() or any(x.is_nested for x in (query, key, value)):
             return super().forward(query, key, value, **options)
         turned = self.batch_first and query.dim() == 3
-        if turned:  # equal arguments stay one object: they are projected together
-            views = {id(x): x.transpose(1, 0) for x in (query, key, value)}
-            query, key, value = views[id(query)], views[id(key)], views[id(value)]
+        if turned:
+            # Equal arguments stay one object, for they are projected together; and as gemm needs
+            # rows one stride apart, what torch copies within its product is copied here.
+            turns = {id(x): x.transpose(1, 0).contiguous() for x in (query, key, value)}
+            query, key, value = turns[id(query)], turns[id(key)], turns[id(value)]
         attended: tuple[torch.Tensor, torch.Tensor | None] = attend(
             query,
             key,
