@@ -12,6 +12,8 @@ from autogemm.api import gemm
 from autogemm.errors import InvalidProblem
 from autogemm.routing import Form, Operands
 
+_modes_are_on = torch._C._is_torch_function_mode_enabled
+
 
 def linear(
     input: torch.Tensor,
@@ -50,6 +52,9 @@ def routed_linear(
     """``linear`` by ``gemm``, or None where torch's own call should run."""
     if torch.compiler.is_compiling():  # a compiler fuses torch's own call with what is around it
         return None
+    if _modes_are_on():  # they are asked for every tensor's shape and strides, too
+        with torch._C.DisableTorchFunction():
+            return routed_linear(input, weight, bias)
     result = product(_linear_form, 1.0, input, weight, 1.0, bias)
     if result is None:
         return None
