@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from routed import every_product_tuned
 
 import autogemm
 from autogemm.strategies import Candidate
-from routed import every_product_tuned
 
 PARAMETERS: dict[str, dict[str, Any]] = {"ksplit": {"form": "sequential", "chunks": 2}}
 

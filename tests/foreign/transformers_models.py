@@ -5,6 +5,7 @@ tested, and none of it is ours.
 """
 
 import unittest
+from typing import ClassVar
 
 from transformers import (
     GPT2Config,
@@ -12,9 +13,9 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Model,
     OPTConfig,
+    OPTForCausalLM,
     OPTForSequenceClassification,
     OPTModel,
-    OPTForCausalLM,
 )
 from transformers.testing_utils import torch_device
 
@@ -52,13 +53,13 @@ class Common(ModelTesterMixin):
 class GPT2Test(Common, unittest.TestCase):
     all_model_classes = (GPT2Model, GPT2LMHeadModel, GPT2ForSequenceClassification)
     config_class = GPT2Config
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    sizes: ClassVar = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 
 class OPTTest(Common, unittest.TestCase):
     all_model_classes = (OPTModel, OPTForCausalLM, OPTForSequenceClassification)
     config_class = OPTConfig
-    sizes = {
+    sizes: ClassVar = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
         "max_position_embeddings": 64, "word_embed_proj_dim": 32,
     }
