@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import has_torch_function
 
-from autogemm import batching, dispatch
+from autogemm import batching, dispatch, routing
 from autogemm import operator as operators
 from autogemm import precision as precisions
 from autogemm import problem as problems
@@ -190,6 +190,7 @@ def reload_tables() -> None:
     """Read the tuning tables anew: for a process that runs on while a tuner writes them."""
     forget_evidence()
     _warm.clear()
+    routing.forget()
 
 
 # ----------------------------------------------------------------------------- cold calls

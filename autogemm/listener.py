@@ -50,6 +50,7 @@ class Listener(TorchDispatchMode):
     it was.
     """
 
+    takes_any_product = True  # autogemm's own, where routing may choose between it and torch's
     supports_higher_order_operators = True  # they run as ever; torch refuses them otherwise
 
     def __init__(self, run: Run) -> None:

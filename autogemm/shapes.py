@@ -43,8 +43,8 @@ def read_shapes(path: Path, device_type: str) -> Program:
     ``tn``, ``tt``: BLAS's letters for A and B; nn), ``a``, ``b`` and ``out`` (a layout's word,
     where the letters do not say it), ``update`` (none, add, bias, inplace; add), ``batch`` (1:
     a single product), ``count`` (1), and what a recording knows besides: ``ms`` (of all
-    calls), ``level``, ``device``, ``mode``, ``by``, ``ratio``. Rows of other devices are left out. Raises ``InvalidProblem`` naming the
-    file, the row and the value.
+    calls), ``level``, ``device``, ``mode``, ``by``, ``ratio``. Rows of other devices are left
+    out. Raises ``InvalidProblem`` naming the file, the row and the value.
     """
     rows, facts = _rows(path)
     if not isinstance(rows, list) or not rows:

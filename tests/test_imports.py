@@ -20,8 +20,11 @@ LAYERS = (
     ("strategies",),
     ("database",),
     ("dispatch",),
-    ("explanation", "batching", "autograd", "operator"),
+    ("explanation", "batching", "autograd", "operator", "routing"),
     ("api",),
+    ("functional",),
+    ("nn",),
+    ("replacing", "overriding"),
     ("operands",),
     ("accuracy",),
     ("measure",),
@@ -33,6 +36,11 @@ LAYERS = (
     ("supervisor", "benchmark"),
 )
 """From what everything may import to what nothing imports; a folder counts as one."""
+
+PUBLIC = {
+    "api", "errors", "explanation", "functional", "nn", "overriding", "recording", "replacing",
+}  # fmt: skip
+"""What the package itself imports."""
 
 LAZY = {
     ("strategies.base", "strategies"): "a strategy's rank is its place in the list it stands in",
@@ -85,8 +93,7 @@ def test_every_module_has_its_layer() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_its_own_layer_or_below(module: str) -> None:
     if module == "autogemm":
-        public = {"api", "errors", "explanation", "recording"}
-        assert {name for name, _ in own_imports(module)} <= public
+        assert {name for name, _ in own_imports(module)} <= PUBLIC
         return
     for name, lazy in own_imports(module):
         assert name in MODULES, f"{module} imports {name}, which there is not"
@@ -130,6 +137,10 @@ def test_optuna_is_imported_by_the_tuner_its_search_and_its_journal_alone() -> N
     assert importers("optuna") == {"tuner", "search", "journal"}
 
 
+def test_transformers_is_imported_for_its_own_layer_alone() -> None:
+    assert importers("transformers") == {"nn.conv1d"}
+
+
 def test_triton_is_imported_under_kernels_alone() -> None:
     assert importers("triton") == {m for m in MODULES if m.startswith("kernels.")}
 
@@ -154,6 +165,7 @@ def test_the_call_needs_nothing_of_the_tuner() -> None:
         "autogemm", "api", "explanation", "operator", "autograd", "batching", "dispatch",
         "database", "strategies", "device", "precision", "problem", "errors",
         "recording", "report", "event_times", "listener",
+        "routing", "functional", "nn", "overriding", "replacing",
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from invented import CPU, GPU, choice, entry, write_for_this_cpu
+from routed import every_product_tuned
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -296,6 +297,17 @@ def test_autogemms_own_call_is_one_product_whatever_it_runs() -> None:
         ("float32 4x6x5 (row x row -> row, inplace)", "highest", "autogemm", 1),
     }
     torch.testing.assert_close(c, 1.5 * (A @ B) + 0.5 * C)
+
+
+def test_a_layer_is_recorded_by_whom_it_is_served() -> None:
+    layer = autogemm.nn.Linear(5, 6)
+    with autogemm.record() as recording:
+        layer(A)
+    assert only(recording).by == "torch"
+    with every_product_tuned(), autogemm.record() as recording:
+        layer(A).sum().backward()
+    assert {p.by for p in recording.products} == {"autogemm"}
+    assert sum(p.count for p in recording.products) == 2  # forward, and the weight's gradient
 
 
 def test_a_call_served_by_the_table_says_how_much_faster_it_is_already(
