@@ -71,6 +71,7 @@ def main() -> None:
     config = GPT2Config(
         n_layer=options.layers, vocab_size=options.vocabulary, n_positions=options.tokens,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     exact = GPT2LMHeadModel(config).to(device)
     plain = copy.deepcopy(exact).to(dtype)
