@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from autogemm.functional import in_shape, product, routed_linear
-from autogemm.nn.attention import attend
+from autogemm.nn.attention import attend, rebound
 from autogemm.routing import PLAIN, Operands
 
 _NUMBERS = (int, float)
@@ -44,12 +44,39 @@ class override(TorchFunctionMode, contextlib.ContextDecorator):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        route = _ROUTES.get(func)
-        if route is not None and PLAIN.issuperset(types):
-            result = route(*args, **kwargs)
+        if PLAIN.issuperset(types):
+            if func in _BACKWARDS:
+                with self:  # a backward pass runs Python, too: what checkpointing repeats
+                    return _BACKWARDS[func](*args, **kwargs)
+            route = _ROUTES.get(func)
+            result = None if route is None else route(*args, **kwargs)
             if result is not None:
                 return result
         return func(*args, **kwargs)
+
+
+def _unasked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch without its question to modes, which would only lead here again."""
+    return rebound(function, has_torch_function=lambda tensors: False)
+
+
+def _tensor_backward(
+    tensor: torch.Tensor,
+    gradient: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    _BACKWARDS[torch.autograd.backward](
+        tensor, gradient, retain_graph, create_graph, inputs=inputs
+    )
+
+
+_BACKWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.autograd.backward: _unasked(torch.autograd.backward),
+    torch.autograd.grad: _unasked(torch.autograd.grad),
+    torch.Tensor.backward: _tensor_backward,
+}
 
 
 # ------------------------------------------------------- gemm's operands in those of each call

@@ -12,6 +12,7 @@ import torch
 from routed import every_product_tuned
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import autogemm
 from autogemm import routing
@@ -229,6 +230,35 @@ def test_autograd_follows_and_so_do_transforms(served: list[torch.Size]) -> None
         jacobian = torch.func.jacrev(lambda x: x @ B)(A)
     torch.testing.assert_close(mapped, DEEP @ B)
     torch.testing.assert_close(jacobian, torch.func.jacrev(lambda x: x @ B)(A))
+
+
+@pytest.mark.parametrize("how", ["method", "function", "grad"])
+def test_checkpointing_repeats_the_forward_pass_by_the_same_products(
+    how: str, served: list[torch.Size]
+) -> None:
+    layers = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    x = A.clone().requires_grad_()
+    layers(x).sum().backward()
+    expected, x.grad = x.grad, None
+    backward = {
+        "method": lambda y: y.backward(),
+        "function": lambda y: torch.autograd.backward([y]),
+        "grad": lambda y: setattr(x, "grad", torch.autograd.grad(y, [x])[0]),
+    }[how]
+    with autogemm.override():
+        backward(checkpoint(layers, x, use_reentrant=False).sum())
+    torch.testing.assert_close(x.grad, expected)
+    assert served == [(5, 8), (5, 4), (5, 8)]  # the repetition ends where all is at hand
+
+
+def test_backward_takes_the_arguments_torchs_takes(served: list[torch.Size]) -> None:
+    a, b = A.clone().requires_grad_(), B.clone().requires_grad_()
+    with autogemm.override():
+        y = a @ b
+        y.backward(C, True, inputs=[a])
+        y.backward(gradient=C, retain_graph=True, create_graph=True, inputs=[a])
+    assert b.grad is None
+    torch.testing.assert_close(a.grad, 2 * C @ B.t())
 
 
 @pytest.mark.parametrize("name", ["mm", "addmm", "@", "@ of 3-D and 2-D", "linear", "mm of float64",

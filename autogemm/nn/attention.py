@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from autogemm.functional import linear
 
 
-def _rebound(function: Callable[..., Any], **names: object) -> Callable[..., Any]:
+def rebound(function: Callable[..., Any], **names: object) -> Callable[..., Any]:
     """``function`` with some of the names it reads bound to something else."""
     assert isinstance(function, FunctionType)
     scope = {**function.__globals__, **names}
@@ -23,11 +23,11 @@ def _rebound(function: Callable[..., Any], **names: object) -> Callable[..., Any
 
 # torch's own function with other projections: masks, dropout, errors stay torch's, whichever
 # version is installed. A copy of its 400 lines here would have to follow each of them.
-attend = _rebound(
+attend = rebound(
     F.multi_head_attention_forward,
     linear=linear,
     **{
-        name: _rebound(getattr(F, name), linear=linear)
+        name: rebound(getattr(F, name), linear=linear)
         for name in ("_in_projection", "_in_projection_packed")
     },
 )
