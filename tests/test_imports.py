@@ -30,6 +30,7 @@ LAYERS = (
     ("search",),
     ("tuner",),
     ("supervisor", "benchmark"),
+    ("grading",),
 )
 """From what everything may import to what nothing imports; a folder counts as one."""
 

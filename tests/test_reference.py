@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hostile import BASELINE, HOSTILE, names_for, seeded
-from reference import (
+
+from autogemm.grading.hostile import BASELINE, HOSTILE, names_for, seeded
+from autogemm.grading.oracle import (
     FINITE,
     MINUS_INF,
     NOT_A_NUMBER,
@@ -22,7 +23,6 @@ from reference import (
     has_oracle,
     reference,
 )
-
 from autogemm.precision import (
     LEVELS,
     ErrorBound,
