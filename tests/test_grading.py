@@ -25,7 +25,7 @@ Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def test_every_strategy_that_runs_here_keeps_its_bound() -> None:
-    grades = grade(CPU, "smoke")
+    grades = grade(CPU, "smoke", dtypes=[torch.float32, torch.bfloat16, torch.complex64])
     assert [str(breach) for breach in grades.breaches] == []
     names = {score.strategy for score in grades.scores}
     assert names >= {"addmm", "baddbmm", "matmul_axpby", "ksplit", "loop", "gemm"}
@@ -94,7 +94,8 @@ def fixed_point(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 def in_tf32(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     def cut(x: torch.Tensor) -> torch.Tensor:
         mantissa, exponent = torch.frexp(x)
-        return torch.where(x.isfinite(), torch.ldexp((mantissa * 2048).round() / 2048, exponent), x)
+        kept = torch.ldexp((mantissa * 2048).round() / 2048, exponent)
+        return torch.where(x.isfinite(), kept, x)
 
     return cut(A) @ cut(B)
 
@@ -177,7 +178,7 @@ def test_a_breach_names_strategy_parameters_test_and_element(
     wrong = Parameterised(forgetting_a_column)
     grades = grade(CPU, "smoke", strategies=[wrong], dtypes=[torch.float32])
     words = str(grades.breaches[0])
-    for word in ("wrong(pad=true)", "float32", "netlib test 'sweep'", "alpha =", "element [", "R ="):
+    for word in ("wrong(pad=true)", "float32", "netlib test 'sweep'", "alpha =", "element [", "R"):
         assert word in words
     assert words in as_text(grades)
     assert words in as_markdown(grades, "a command")
@@ -260,6 +261,24 @@ def test_operands_lie_as_they_are_told_with_nan_around_them(layout: str) -> None
     assert torch.equal(batch[1], values)
     whole = torch.as_strided(x, (x.untyped_storage().nbytes() // 4,), (1,), 0)
     assert int(whole.isnan().sum()) == whole.numel() - values.numel()
+
+
+def test_parameter_sets_share_the_sweep_and_no_trial_of_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Three(Wrong):
+        def parameters(self) -> dict[str, Callable[[object], bool]]:
+            return {"form": lambda value: True}
+
+        def space(self, problem: Problem, device: Device) -> list[dict[str, int]]:
+            return [{"form": form} for form in range(3)]
+
+    monkeypatch.setattr(grader, "trials", lambda *args: only("netlib"))
+    scores = grade(CPU, "smoke", strategies=[Three(torch.matmul)], dtypes=[torch.float32]).scores
+    wrong = next(score for score in scores if score.strategy == "wrong")
+    multiplied = [t for t in only("netlib") if t.alpha != 0 and t.A.numel() and t.B.numel()]
+    assert wrong.results == len(multiplied)
+    assert len(wrong.candidates) == 3
 
 
 def test_a_sample_of_a_space_holds_every_value_of_every_parameter() -> None:

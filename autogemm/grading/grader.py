@@ -145,7 +145,7 @@ def grade(
     scores: dict[tuple[str, torch.dtype, str], Score] = {}
     for dtype in filter(has_oracle, dtypes):
         subjects = _subjects(strategies, dtype, device, EXTENTS[extent])
-        for trial in trials(dtype, EXTENTS[extent]):
+        for turn, trial in enumerate(trials(dtype, EXTENTS[extent])):
             if time.time() > deadline:
                 break
             report(f"{DTYPE_NAMES[dtype]} {trial.family} {trial.name}")
@@ -155,6 +155,8 @@ def grade(
                 for batched in {subject.batched for subject in subjects}
             }
             for subject in subjects:
+                if trial.family == "netlib" and not subject.is_at_turn(turn):
+                    continue
                 attempt = placed[subject.batched]
                 held = subject.held_to(attempt.problem, device, trial)
                 if held is not None:
@@ -187,10 +189,17 @@ class _Subject:
     strategy: Strategy | None
     batched: bool
     asked: str = ""
+    place: int = 0
+    of: int = 1
+    """Which of how many parameter sets of its strategy it is."""
 
     @property
     def strategy_name(self) -> str:
         return self.candidate.strategy
+
+    def is_at_turn(self, turn: int) -> bool:
+        """Whether this one of a strategy's parameter sets is tried: they share the long sweep."""
+        return turn % self.of == self.place
 
     def held_to(self, problem: Problem, device: Device, trial: Trial) -> _Held | None:
         """None where it has nothing to compute, or no level admits what it would."""
@@ -224,7 +233,10 @@ def _subjects(
         candidates = _sampled(_candidates(strategy, dtype, device), extent.parameter_sets)
         for batched in (False, True):
             if strategy.batched if batched else strategy.single:
-                subjects += [_Subject(c, strategy, batched) for c in candidates]
+                subjects += [
+                    _Subject(c, strategy, batched, place=i, of=len(candidates))
+                    for i, c in enumerate(candidates)
+                ]
     for level in levels_of(Problem(m=1, n=1, k=1, dtype=dtype, device_type=device.type)):
         subjects.append(_Subject(Candidate.of(GEMM, precision=level), None, False, level))
     return subjects

@@ -56,7 +56,7 @@ def as_markdown(grades: Grades, command: str) -> str:
         "",
         *_markdown(_HEADER, (_row(score) for score in grades.scores)),
         "",
-        "R is the worst error in units of u·(|α||A||B| + |β||C|), *bound* what was declared there.",
+        "R is the error that came nearest to its bound, both in units of u·(|α||A||B| + |β||C|).",
         "*Netlib* is the largest ratio of the level-3 BLAS test (must be below 16), *k^b* the",
         "exponent fitted to the growth of R on random data (grade A: at most 1).",
         "",

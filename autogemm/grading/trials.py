@@ -1,6 +1,7 @@
 """What a grading puts to every strategy: operands, how they lie in memory, scalars.
 
-``netlib``    the sweep of the level-3 BLAS's own test program: small sizes, all layouts.
+``netlib``    the sweep of the level-3 BLAS's own test program, small sizes and all layouts; every
+              strategy meets all of it, its parameter sets take turns.
 ``growth``    longer and longer sums: the error may grow with k, and no faster.
 ``zeros``     every term is 0 in places, where the result must be exactly 0.
 ``scaling``   A·D times D⁻¹·B, D's exponents up to the root of overflow: no common scale exists.
@@ -65,10 +66,10 @@ class Extent:
 
 EXTENTS = {
     "smoke": Extent(
-        sweep=20, shapes=((9, 7, 33),), scalars=1, lengths=(16, 256), parameter_sets=3
+        sweep=30, shapes=((9, 7, 33),), scalars=1, lengths=(16, 256), parameter_sets=3
     ),
     "quick": Extent(
-        sweep=150,
+        sweep=300,
         shapes=((5, 7, 33), (33, 24, 80)),
         scalars=1,
         lengths=(16, 64, 256, 1024, 4096),
