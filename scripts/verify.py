@@ -106,7 +106,10 @@ def show_table(where: torch.device, options: argparse.Namespace, deadline: float
         print(problem, file=sys.stderr)
     total = min(len(table.entries), options.sample or len(table.entries))
     print(f"{table.path}: {total} of {len(table.entries)} entries")
-    with tqdm(total=total, unit="problem", dynamic_ncols=True, mininterval=1) as bar:
+    with (
+        device_turn(device, wait),
+        tqdm(total=total, unit="problem", dynamic_ncols=True, mininterval=1) as bar,
+    ):
         found = verify_table(
             table, device, where, sample=options.sample, deadline=deadline,
             report=lambda entry: bar.update(),
@@ -123,10 +126,14 @@ def show_table(where: torch.device, options: argparse.Namespace, deadline: float
         print(f"{len(names)} problems are stale; --retune tunes these anew, and nothing else")
         return 1
     order = order_for(found.flagged, table, deadline)
-    with device_turn(device, lambda: print("another tuner is at work here; waiting for it")):
+    with device_turn(device, wait):
         outcome = supervise(order, str(where), lambda news: None)
     print(f"{len(outcome.entries)} of {len(names)} stale problems tuned anew")
     return 1 if outcome.unfinished else 0
+
+
+def wait() -> None:
+    print("a tuner is at work here; waiting for it")
 
 
 def rows_as_text(found: Verification) -> str:

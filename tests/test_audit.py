@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from invented import AXPBY, CPU, always, write_for_this_cpu
+from invented import AXPBY, always, write_for_this_cpu
 
 import autogemm
 from autogemm import AutogemmError, InvalidProblem, api, auditing, dispatch, explain, gemm

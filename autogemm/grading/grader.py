@@ -20,6 +20,7 @@ from autogemm.errors import AutogemmError
 from autogemm.grading.known_faults import known_fault
 from autogemm.grading.oracle import Truth, has_oracle
 from autogemm.grading.trials import EXTENTS, Extent, Trial, laid_out, trials
+from autogemm.measure import context_is_lost
 from autogemm.precision import (
     LEVELS,
     ErrorBound,
@@ -323,6 +324,8 @@ def _judge(
     try:
         results = [x.cpu() for x in placed.compute(held.run(), trial)]
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AutogemmError) as problem:
+        if context_is_lost(problem):  # whatever comes next would fail as well
+            raise RuntimeError(f"{subject.candidate} in the {trial}: {problem}") from problem
         what = f"raised {type(problem).__name__}: {problem}".split("\n")[0]
         score.breaches.append(Breach(subject.candidate, truth.dtype, str(trial), what))
         return
