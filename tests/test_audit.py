@@ -376,3 +376,49 @@ def test_what_a_check_computes_stays_on_the_device_until_it_is_sent(
         A, B = torch.empty(3, 24, 32).bfloat16(), torch.empty(3, 32, 20).bfloat16()
         worst = report._check(A, B, None).worst(1.5, 0.0, torch.empty(3, 24, 20).bfloat16())
     assert worst.shape == ()
+
+
+# ---------------------------------------------------------------------------------- on a GPU
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_gpu_is_not_waited_for(batch: tuple[int, ...]) -> None:
+    A, B, C = (x.cuda() for x in operands(batch=batch))
+    with autogemm.audit(fraction=1.0) as report:
+        gemm(1.5, A, B, 0.5, C)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(10):
+                gemm(1.5, A, B, 0.5, C)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum(tally.sampled for tally in report.tallies) == 11
+    assert report.breaches == ()
+
+
+@NEEDS_GPU
+def test_a_wrong_product_of_a_gpu_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, Addmm, off_by_a_little)
+    A, B, C = (x.cuda() for x in operands(torch.float64))
+    with autogemm.audit(fraction=1.0) as report:
+        gemm(1.0, A, B, 1.0, C)
+    assert [tally.demoted for tally in report.breaches] == [False]
+
+
+@NEEDS_GPU
+def test_a_graph_is_captured_and_replayed_while_an_audit_is_on() -> None:
+    A, B, C = (x.cuda() for x in operands())
+    with autogemm.audit(fraction=1.0) as report:
+        expected = gemm(1.5, A, B, 0.5, C)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = gemm(1.5, A, B, 0.5, C)
+        graph.replay()
+        torch.cuda.synchronize()
+    torch.testing.assert_close(captured, expected)
+    assert sum(tally.calls for tally in report.tallies) == 1
