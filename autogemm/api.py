@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import has_torch_function
 
-from autogemm import batching, dispatch
+from autogemm import batching, dispatch, routing
 from autogemm import operator as operators
 from autogemm import precision as precisions
 from autogemm import problem as problems
@@ -191,6 +191,7 @@ def reload_tables() -> None:
     """Read the tuning tables anew: for a process that runs on while a tuner writes them."""
     forget_evidence()
     _warm.clear()
+    routing.forget()
 
 
 def bind_anew(audit: Callable[[Run, Plan], Run] | None) -> None:
@@ -198,6 +199,7 @@ def bind_anew(audit: Callable[[Run, Plan], Run] | None) -> None:
     global _audit
     _audit = audit
     _warm.clear()
+    routing.forget()  # what an audit demoted may have been why a product was handed to gemm
 
 
 # ----------------------------------------------------------------------------- cold calls

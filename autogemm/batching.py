@@ -79,7 +79,7 @@ def unreduced(run: Run) -> Run:
         views = reduced(A, B, C, out)
         result = run(alpha, views.A, views.B, beta, views.C, views.out)
         if out is None:
-            return result.view(shape)
+            return result if result.shape == shape else result.view(shape)
         if result.data_ptr() != out.data_ptr():
             out.copy_(result.view(shape))
         return out

@@ -1,19 +1,14 @@
-"""Problems worth tuning: named presets, and lists that a user brings in a file."""
+"""Problems worth tuning: named presets, and what a program has to do with each."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-import yaml
 
 from autogemm.errors import InvalidProblem
-from autogemm.problem import DTYPES, UPDATES, Problem, Update, contiguous_problem
+from autogemm.problem import DTYPES, Problem, Update, contiguous_problem
 
 PRESETS = ("quick", "llm", "science", "full")
 
@@ -22,10 +17,21 @@ _ORDER = {"n": "row", "t": "col"}
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A problem, and how often a program meets it."""
+    """A problem, and what a program has to do with it."""
 
     problem: Problem
     count: int = 1
+    """How often the program meets it."""
+    seconds: float | None = None
+    """What all of these calls took in the program; None where nobody knows."""
+    level: str = "highest"
+    """The accuracy level the program asked for."""
+    mode: str = "eager"
+    """How it made the calls: ``eager``, or ``graph`` where it captured them."""
+    by: str = "torch"
+    """Whom it called: ``torch``, or ``autogemm``."""
+    ratio: float = 1.0
+    """How many times faster than the baseline the calls were already, by the table of then."""
 
 
 def preset(name: str, device_type: str) -> list[Workload]:
@@ -189,7 +195,6 @@ def _cpu(name: str) -> Iterator[_Spec]:
         yield from _each("bfloat16", _cube(256, 1024))
         yield from _each("float64", [*_cube(256, 512), (64, 64, 20000)])
         yield from _each("float32", [(128, 768, 768)], "nt")
-        yield from _each("float32", _cube(128), batch=12)
     if name in ("llm", "full"):
         yield from _each("float32 bfloat16", _tokens((1, 128), _GPT2), "nt")
         yield from _each("bfloat16", [(16, 4096, 4096)], "nt")
@@ -198,6 +203,7 @@ def _cpu(name: str) -> Iterator[_Spec]:
         yield from _each("float32 float64", [(100, 100, 50000), (256, 256, 8192)], "tn")
         yield from _each("float32", [(32, 32, 200000), (1001, 999, 333), (20000, 128, 128)])
         yield from _each("float32 float64", _cube(32), batch=64)
+        yield from _each("float32", _cube(256), batch=8)
     if name == "full":
         yield from _each("float32", _cube(128, 384, 768, 1536), "nn", "none")
         yield from _each("float32", _cube(512), "nt")
@@ -206,84 +212,21 @@ def _cpu(name: str) -> Iterator[_Spec]:
         yield from _each("complex64", _cube(256))
 
 
-# ------------------------------------------------------------------------ files of shapes
-
-_COLUMNS = ("m", "n", "k", "dtype", "layout", "update", "batch", "count")
-
-
-def read_shapes(path: Path, device_type: str) -> list[Workload]:
-    """Read a list of problems from YAML (a list of mappings) or CSV (a header row).
-
-    Columns: ``m``, ``n``, ``k``; optional ``dtype`` (float32), ``layout`` (``nn``, ``nt``,
-    ``tn``, ``tt``: BLAS's letters for A and B; nn), ``update`` (none, add, bias, inplace;
-    add), ``batch`` (1: a single product) and ``count`` (1). Raises ``InvalidProblem`` naming
-    the file, the row and the value.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidProblem(f"{path}: cannot be read ({error}).") from None
-    if path.suffix.lower() == ".csv":
-        rows: Any = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
-    else:
-        try:
-            rows = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
-            raise InvalidProblem(f"{path}: is not YAML: {error}") from None
-    if not isinstance(rows, list) or not rows:
-        raise InvalidProblem(
-            f"{path}: expected a list of problems, each with m, n and k, found "
-            f"{'nothing' if not rows else type(rows).__name__}."
-        )
-    counts: dict[Problem, int] = {}
-    for i, row in enumerate(rows):
-        workload = _workload(row, f"{path}: problem {i + 1}", device_type)
-        counts[workload.problem] = counts.get(workload.problem, 0) + workload.count
-    return [Workload(problem, count) for problem, count in counts.items()]
+def most_expensive_first(workloads: Iterable[Workload]) -> list[Workload]:
+    """One workload for each problem, by the time it takes in all; where unknown, by its flops."""
+    found: dict[Problem, Workload] = {}
+    for workload in workloads:
+        known = found.get(workload.problem)
+        found[workload.problem] = workload if known is None else together(known, workload)
+    return sorted(
+        found.values(), key=lambda w: (w.seconds or 0.0, w.count * w.problem.flops), reverse=True
+    )
 
 
-def _workload(row: Any, where: str, device_type: str) -> Workload:
-    if not isinstance(row, Mapping):
-        raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {row!r}.")
-    given = {key: value for key, value in row.items() if value not in (None, "")}
-    if None in given:  # csv's name for cells beyond the header
-        raise InvalidProblem(f"{where}: more cells than the header has columns: {given[None]}.")
-    unknown = sorted(map(str, set(given) - set(_COLUMNS)))
-    if unknown:
-        raise InvalidProblem(
-            f"{where}: unknown column {', '.join(unknown)}; expected {', '.join(_COLUMNS)}."
-        )
-    sizes = [_integer(given, key, where) for key in ("m", "n", "k")]
-    dtype = _word(given, "dtype", "float32", DTYPES, where)
-    letters = _word(given, "layout", "nn", ("nn", "nt", "tn", "tt"), where)
-    update = _word(given, "update", "add", UPDATES, where)
-    batch = _integer(given, "batch", where) if "batch" in given else 1
-    count = _integer(given, "count", where) if "count" in given else 1
-    m, n, k = sizes
-    spec: Any = (dtype, (m, n, k), letters, update, batch)
-    return Workload(_problem(spec, device_type), count)
-
-
-def _integer(given: Mapping[str, Any], key: str, where: str) -> int:
-    value = given.get(key)
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        found = "nothing" if value is None else repr(value)
-        raise InvalidProblem(
-            f"{where}: {key} must be a positive integer below 2147483648, found {found}."
-        )
-    return value
-
-
-def _word(
-    given: Mapping[str, Any], key: str, default: str, legal: Iterable[str], where: str
-) -> str:
-    value = given.get(key, default)
-    value = value.strip() if isinstance(value, str) else value
-    if value not in tuple(legal):
-        raise InvalidProblem(f"{where}: {key} must be one of {', '.join(legal)}, found {value!r}.")
-    return str(value)
+def together(one: Workload, other: Workload) -> Workload:
+    """Two workloads of one kind as one."""
+    times = [w.seconds for w in (one, other) if w.seconds is not None]
+    return replace(one, count=one.count + other.count, seconds=sum(times) if times else None)
 
 
 def levels_of(problem: Problem) -> tuple[str, ...]:

@@ -23,9 +23,11 @@ from autogemm.errors import AutogemmError
 from autogemm.journal import device_turn
 from autogemm.precision import LEVELS
 from autogemm.report import tuning_table
+from autogemm.saving import saving_table, savings
+from autogemm.shapes import read_shapes
 from autogemm.supervisor import Restarted, TuningFailed, supervise
 from autogemm.tuner import Order, Progress
-from autogemm.workloads import PRESETS, preset, read_shapes
+from autogemm.workloads import PRESETS, most_expensive_first, preset
 
 
 def parse() -> argparse.Namespace:
@@ -40,7 +42,7 @@ def parse() -> argparse.Namespace:
         "--shapes",
         type=Path,
         metavar="FILE",
-        help="problems from a YAML or CSV file: m, n, k, and dtype, layout, update, batch, count",
+        help="a recording (scripts/record.py), or problems in YAML or CSV: m, n, k, dtype, …",
     )
     parser.add_argument(
         "--precision",
@@ -76,15 +78,14 @@ def main() -> int:
         return 2
     started = time.time()
     try:
+        program = read_shapes(options.shapes, where.type) if options.shapes else None
         workloads = []
-        if options.shapes:
+        if program:
+            for reason in program.left_out:
+                print(f"{options.shapes}: {reason}")
             # What takes most of the program's time first, should the budget run out.
-            workloads += sorted(
-                read_shapes(options.shapes, where.type),
-                key=lambda w: w.count * w.problem.flops,
-                reverse=True,
-            )
-        if options.preset or not options.shapes:
+            workloads += most_expensive_first(program.workloads)
+        if options.preset or not program:
             workloads += preset(options.preset or "quick", where.type)
         directory = options.db or write_directory()
         order = Order(
@@ -109,6 +110,8 @@ def main() -> int:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
     print(tuning_table(outcome.entries))
+    if program:
+        print(saving_table(savings(program.workloads, outcome.entries), program.seconds))
     print(
         f"{len(outcome.entries)} problems ({outcome.reused} tuned before), {outcome.measured} "
         f"candidates timed, {outcome.screened} of them stopped early, {time.time() - started:.0f} s"

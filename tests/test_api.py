@@ -546,6 +546,10 @@ WRONG: dict[str, tuple[tuple[str, ...], Callable[..., object]]] = {
         ("A is (2, 6, 9) and B is (3, 9, 5)", "leading dimensions (2,) must equal B's (3,)"),
         lambda f, A, B, C: f(1, A.expand(2, 6, 9), B.expand(3, 9, 5)),
     ),
+    "a batch": (
+        ("C is (6, 5)", "expected (1, 6, 5)", "C.expand(1, 6, 5)"),
+        lambda f, A, B, C: f(1, A, B[None], 1, C),
+    ),
     "no tensor": (
         ("B is a list", "expected a 2-D torch.Tensor", "torch.as_tensor(B)"),
         lambda f, A, B, C: f(1, A, B.tolist()),

@@ -127,7 +127,8 @@ def test_a_stack_times_one_matrix_is_one_tall_product() -> None:
 
 def test_operands_are_reduced_by_views() -> None:
     A, B, C = normal(2, 3, 5, 8), normal(8, 7), normal(2, 3, 5, 7)
-    for operands in ((A, B, C, C), (A, B.expand(2, 3, 8, 7), C, C), (A[:1, :1], B, C[:1, :1], None)):
+    wide = B.expand(2, 3, 8, 7)
+    for operands in ((A, B, C, C), (A, wide, C, C), (A[:1, :1], B, C[:1, :1], None)):
         views = reduced(*operands)
         for view, operand in zip(views, operands, strict=True):
             if operand is not None and operand.numel() == operand.untyped_storage().size():
@@ -159,7 +160,7 @@ def test_a_c_of_nan_is_not_read_where_beta_is_0_nor_operands_where_alpha_is() ->
 
 WRONG: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], str]] = {
     "batches": ((2, 5, 8), (3, 8, 7), (2, 5, 7), "leading dimensions"),
-    "broadcast": ((2, 1, 5, 8), (1, 3, 8, 7), (2, 3, 5, 7), "They are not broadcast: pass A.expand"),
+    "broadcast": ((2, 1, 5, 8), (1, 3, 8, 7), (2, 3, 5, 7), "not broadcast: pass A.expand"),
     "inner sizes": ((2, 5, 8), (2, 7, 8), (2, 5, 7), r"Did you mean B\.mT\?"),
     "C": ((2, 5, 8), (2, 8, 7), (5, 7), r"pass C\.expand\(2, 5, 7\)"),
     "a vector": ((2, 5, 8), (8,), (2, 5, 7), "B has 1 dimension"),

@@ -27,9 +27,9 @@ from invented import GPU
 from autogemm import problem as problems
 from autogemm.device import Device, device_of
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
-from autogemm.grading.oracle import Truth
+from autogemm.grading.oracle import Truth, Truths, truth_of
 from autogemm.precision import ErrorBound
-from autogemm.problem import Problem, problem_of
+from autogemm.problem import Problem, problem_of, result_shape
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate
 
 ON_GPU = torch.cuda.is_available()
@@ -76,19 +76,19 @@ LARGEST = torch.finfo(torch.float32).max
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "row": lambda x: x.contiguous().clone(),
-    "col": lambda x: x.t().contiguous().clone().t(),
+    "col": lambda x: x.mT.contiguous().clone().mT,
     "block": lambda x: _inside(x, 3, 1),
-    "col block": lambda x: _inside(x.t(), 3, 1).t(),
+    "col block": lambda x: _inside(x.mT, 3, 1).mT,
     "strided": lambda x: _inside(x, 0, 2),
 }
 
 
 def _inside(x: torch.Tensor, border: int, step: int) -> torch.Tensor:
     """The values within a larger buffer of NaN."""
-    rows, cols = x.shape
-    shape = (rows + 2 * border, cols * step + 2 * border)
+    *batch, rows, cols = x.shape
+    shape = (*batch, rows + 2 * border, cols * step + 2 * border)
     buffer = torch.full(shape, torch.nan, dtype=x.dtype, device=x.device)
-    return buffer[border : border + rows, border : border + cols * step : step].copy_(x)
+    return buffer[..., border : border + rows, border : border + cols * step : step].copy_(x)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -529,7 +529,7 @@ def gpu_problem(
         shape = tuple(x.shape)
         return problems._layout(shape, x.stride(), x.data_ptr(), x.element_size(), "cuda")
 
-    result = torch.empty(A.shape[0], B.shape[1], dtype=A.dtype) if out is None else out
+    result = torch.empty(result_shape(A, B), dtype=A.dtype) if out is None else out
     return replace(
         problem_of(A, B, C, out, beta == 0), device_type="cuda", a=word(A), b=word(B),
         out=word(result),
@@ -552,7 +552,7 @@ def serve(
     beta: float,
     C: torch.Tensor | None,
     out: str,
-    truth: Truth,
+    truth: Truth | Truths,
 ) -> bool:
     """Bind and run a candidate, and judge its result; False if it does not take the problem."""
     given = None if C is None else C.clone() if out == "C" else C
@@ -578,7 +578,7 @@ def serve(
 
 
 def truth_like(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    return A.new_empty(A.shape[0], B.shape[1])
+    return A.new_empty(result_shape(A, B))
 
 
 TF32S = [Candidate.of("tf32", pad=pad) for pad in (False, True)]
@@ -712,7 +712,61 @@ def test_every_form_of_the_call_comes_out_right(
     assert ran > 8
 
 
+BATCHED = [
+    Candidate.of("baddbmm", reduction="full"),
+    Candidate.of("matmul_axpby"),
+    Candidate.of("loop", inner="matmul_axpby"),
+    Candidate.of("ksplit", form="sequential", chunks=3),
+]
+
+
+@pytest.mark.usefixtures("restored_torch_settings")
+@pytest.mark.parametrize("dtype", ALL_TYPES, ids=str)
+@pytest.mark.parametrize("candidate", BATCHED, ids=str)
+def test_every_form_of_a_batch_comes_out_right(
+    candidate: Candidate, dtype: torch.dtype, library: Library | None
+) -> None:
+    pairs = itertools.cycle(itertools.product(LAYOUTS, LAYOUTS))
+    sizes = itertools.cycle(((3, 9, 13, 50), (2, 1, 5, 64), (4, 5, 1, 7)))
+    for (alpha, beta), c, out in itertools.product(
+        ((1.0, 0.0), (1.5, 0.0), (1.0, 0.5), (-1.5, 2.0)),
+        ("full", "row", "shared", "transposed"),
+        ("new", "C", "row", "col", "block"),
+    ):
+        if (beta == 0 and (c != "full" or out == "C")) or (c in ("row", "shared") and out == "C"):
+            continue
+        (batch, m, n, k), (a, b) = next(sizes), next(pairs)
+        A, B, values = (
+            normal(batch, *shape, dtype=dtype) for shape in ((m, k), (k, n), (m, n))
+        )
+        C = {
+            "full": values, "row": values[0, :1].expand(batch, m, n),
+            "shared": values[:1].expand(batch, m, n), "transposed": LAYOUTS["col"](values),
+        }[c] if beta else None  # fmt: skip
+        truth = truth_of(alpha, A.cpu(), B.cpu(), beta, None if C is None else C.cpu())
+        assert serve(candidate, alpha, LAYOUTS[a](A), LAYOUTS[b](B), beta, C, out, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_baseline_of_16_bit_batches_multiplies_into_float32(
+    dtype: torch.dtype, library: Library | None
+) -> None:
+    """torch forbids 16-bit partial sums in single products only."""
+    if library is None:
+        pytest.skip("the stand-ins count what hardware does not tell")
+    A, B = normal(3, 8, 16, dtype=dtype), normal(3, 16, 8, dtype=dtype)
+    truth = truth_of(1.5, A, B, 0.0, None)
+    full = Candidate.of("baddbmm", reduction="full")
+    assert serve(full, 1.5, A, B, 0.0, None, "new", truth)
+    assert library.fast == 1
+    # Where there is no such product, float32 operands serve.
+    problem = gpu_problem(A, B, None, None, 0.0)
+    run = BY_NAME["baddbmm"].bind(problem, replace(here(), capability=(7, 0)), full.kwargs)
+    truth.check(run(1.5, A, B, 0.0, None, None), bound_here(full, problem))
+    assert library.fast == 1
+
+
 def test_all_gpu_strategies_with_kernels_are_tried_here() -> None:
-    tried = {candidate.strategy for candidate, _ in COMPUTED}
+    tried = {candidate.strategy for candidate in (*(c for c, _ in COMPUTED), *BATCHED)}
     with_kernels = {s.name for s in STRATEGIES if "triton" in s.depends_on}
     assert with_kernels <= tried

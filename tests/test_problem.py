@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
 
@@ -19,6 +20,7 @@ from autogemm.problem import (
     DTYPES,
     LAYOUTS,
     _layout,
+    _overlaps_itself,
     as_scalar,
     check_operands,
     contiguous_problem,
@@ -26,6 +28,7 @@ from autogemm.problem import (
     layout_of,
     overlap,
     problem_of,
+    result_shape,
     same_view,
 )
 
@@ -76,12 +79,10 @@ def test_a_refusal_is_a_value_error_and_an_autogemm_error() -> None:
         (lambda x: x.tolist(), ["list", "2-D torch.Tensor", "torch.as_tensor(NAME)"]),
         (lambda x: x.to_sparse(), ["torch.sparse_coo", "dense", "NAME.to_dense()"]),
         (lambda x: x[0], ["1 dimensions", "expected 2", "NAME.unsqueeze(0)", "NAME.unsqueeze(1)"]),
-        (lambda x: x[None], ["3 dimensions", "expected 2", "batch"]),
         (lambda x: x[0, 0], ["0 dimensions", "shape ()", "expected 2", "Reshape"]),
-        (lambda x: x[None, None], ["4 dimensions", "expected 2", "Reshape"]),
         (lambda x: x.to("meta"), ["on meta", "CPU or CUDA", "NAME.cpu()", "NAME.cuda()"]),
     ],
-    ids=["array", "list", "sparse", "vector", "batch", "scalar", "4-D", "meta"],
+    ids=["array", "list", "sparse", "vector", "scalar", "meta"],
 )
 def test_anything_but_a_dense_matrix_is_refused_with_its_remedy(
     name: str, spoil: object, words: list[str]
@@ -156,6 +157,163 @@ def test_a_C_of_another_shape_is_refused_even_where_beta_is_zero(shape: tuple[in
 def test_an_out_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
     message = message_of(A, B, C, torch.ones(shape))
     assert_says(message, f"out is {shape}", "expected (2, 4)", "Allocate out", "leave it away")
+
+
+# --------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("batch", [(5,), (2, 3), (0,), (1,)])
+def test_batches_that_form_products_pass(batch: tuple[int, ...]) -> None:
+    a, b, c = (torch.ones(*batch, *x.shape) for x in (A, B, C))
+    for left, right in ((a, b), (a, B), (A, b)):
+        assert result_shape(left, right) == (*batch, 2, 4)
+        check_operands(left, right, None, None, beta_is_zero=True)
+        check_operands(left, right, c, None, beta_is_zero=False)
+        check_operands(left, right, c, c, beta_is_zero=False)
+        check_operands(left, right, C.expand(*batch, 2, 4), torch.empty_like(c), beta_is_zero=False)
+    assert result_shape(A, B) == (2, 4)
+
+
+def test_leading_dimensions_that_differ_are_refused_and_expand_is_named() -> None:
+    message = message_of(torch.ones(5, 2, 3), torch.ones(6, 3, 4))
+    assert_says(message, "(5, 2, 3)", "(6, 3, 4)", "leading dimensions (5,)", "B's (6,)", "2-D")
+    assert "expand" not in message
+    message = message_of(torch.ones(5, 2, 3), torch.ones(1, 3, 4))
+    assert_says(message, "not broadcast", "pass B.expand(5, 3, 4).")
+    assert "A.expand" not in message
+    message = message_of(torch.ones(5, 1, 2, 3), torch.ones(6, 3, 4))
+    assert_says(message, "pass A.expand(5, 6, 2, 3) and B.expand(5, 6, 3, 4).")
+
+
+def test_inner_sizes_of_a_batch_that_differ_are_refused_with_the_likely_intention() -> None:
+    message = message_of(torch.ones(5, 2, 3), torch.ones(5, 4, 3))
+    assert_says(message, "A's columns (3)", "B's rows (4)", "Did you mean B.mT?")
+    assert_says(message_of(torch.ones(5, 3, 2), torch.ones(3, 4)), "Did you mean A.mT?")
+    assert_says(message_of(torch.ones(5, 2, 3), torch.ones(4, 3)), "Did you mean B.t()?")
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 2, 4), (5, 1, 4), (4,), (5, 5, 2, 4), (6, 2, 4)])
+def test_a_C_or_out_that_is_no_batch_of_the_results_is_refused(shape: tuple[int, ...]) -> None:
+    batch, c = torch.ones(5, 2, 3), torch.ones(shape)
+    message = message_of(batch, B, c)
+    if len(shape) > 1:
+        assert_says(message, f"C is {shape}", "expected (5, 2, 4)", "the shape of A·B")
+        fits = shape in ((2, 4), (1, 2, 4), (5, 1, 4))
+        assert ("pass C.expand(5, 2, 4)" in message) == fits
+        assert_says(message_of(batch, B, None, c), f"out is {shape}", "expected (5, 2, 4)")
+    assert_says(message_of(A, B, torch.ones(1, 2, 4)), "C is (1, 2, 4)", "expected (2, 4)")
+
+
+def test_a_batch_of_operands_is_a_problem_of_each_matrix() -> None:
+    a, b, c = (torch.ones(5, *x.shape) for x in (A, B, C))
+    problem = problem_of(a, b, c, None, False)
+    assert problem == replace(problem_of(A, B, C, None, False), batch=5)
+    assert problem == contiguous_problem(2, 4, 3, torch.float32, device_type="cpu", batch=5)
+    assert str(problem) == "float32 5x 2x4x3 (row x row -> row, add)"
+    shared = problem_of(A.expand(5, 2, 3), torch.ones(5, 4, 3).mT, c, torch.ones(5, 4, 2).mT, False)
+    assert (shared.a, shared.b, shared.out) == ("row", "col", "col")
+
+
+def test_in_a_batch_a_bias_is_one_row_for_all_matrices() -> None:
+    def update(C: torch.Tensor, out: torch.Tensor | None = None) -> str:
+        return problem_of(torch.ones(5, 2, 3), torch.ones(5, 3, 4), C, out, False).update
+
+    fresh, row, rows = torch.ones(5, 2, 4), torch.ones(4), torch.ones(5, 1, 4)
+    assert update(row.expand(5, 2, 4)) == "bias"
+    assert update(rows.expand(5, 2, 4)) == "add"
+    assert update(C.expand(5, 2, 4)) == "add"
+    assert update(fresh) == "add"
+    assert update(fresh, fresh.view(5, 2, 4)) == "inplace"
+
+
+def test_a_batch_counts_the_work_of_all_its_matrices() -> None:
+    one = contiguous_problem(2, 3, 5, torch.float32)
+    many = replace(one, batch=7)
+    assert many.flops == 7 * one.flops
+    for update in ("none", "add", "inplace"):
+        each = replace(one, update=update).min_bytes
+        assert replace(many, update=update).min_bytes == 7 * each
+    assert replace(many, update="bias").min_bytes == replace(many, update="none").min_bytes + 12
+
+
+@pytest.mark.parametrize(
+    ("strides", "layout"),
+    [((64, 8, 1), "row"), ((0, 8, 1), "row"), ((66, 8, 1), "row-unaligned"),
+     ((65, 1, 8), "col-unaligned"), ((65, 16, 2), "strided")],
+)  # fmt: skip
+def test_on_a_gpu_the_matrices_of_a_batch_must_begin_at_multiples_of_16_bytes(
+    strides: tuple[int, ...], layout: str
+) -> None:
+    assert _layout((3, 8, 8), strides, 0, 4, "cuda") == layout
+    assert _layout((3, 8, 8), strides, 0, 4, "cpu") == layout.removesuffix("-unaligned")
+
+
+def offsets(x: torch.Tensor) -> list[int]:
+    """The address of every element, counted in elements."""
+    steps = [range(0, extent * stride, stride) if stride else [0] * extent
+             for extent, stride in zip(x.shape, x.stride(), strict=True)]  # fmt: skip
+    return [x.storage_offset() + sum(at) for at in itertools.product(*steps)]
+
+
+def random_batches(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of views of one buffer: blocks of one batch, in any order of dimensions, and others."""
+    rng, buffer = random.Random(3), torch.zeros(4000)
+    for _ in range(count):
+        inner = rng.choice((1, 2))
+        strides = [inner, inner * rng.randint(3, 9)]
+        strides.append(strides[1] * rng.randint(2, 5))
+        views = []
+        for _ in range(2):
+            own = strides if rng.random() < 0.8 else [rng.randint(0, 40) for _ in range(3)]
+            order = rng.sample(range(3), 3)
+            shape = [rng.randint(1, 4) for _ in range(3)]
+            views.append(
+                buffer.as_strided(
+                    [shape[i] for i in order], [own[i] for i in order], rng.randint(0, 60)
+                )
+            )
+        yield views[0], views[1]
+
+
+def test_an_overlap_of_batches_is_never_missed_and_seldom_suspected() -> None:
+    shared = apart = suspected = 0
+    for x, y in random_batches(5_000):
+        truth = not set(offsets(x)).isdisjoint(offsets(y))
+        found = overlap(x, y)
+        assert found or not truth, (x.shape, x.stride(), x.storage_offset(), y.shape, y.stride())
+        shared, apart = shared + truth, apart + (not truth)
+        suspected += found and not truth
+    assert min(shared, apart) > 400
+    assert suspected < apart
+
+
+def test_parts_of_one_batch_are_no_overlap() -> None:
+    batch = torch.zeros(3, 8, 8)
+    left, right, trailing = batch[:, :, :3], batch[:, :3, 3:], batch[:, 3:, 3:]
+    check_operands(left[:, 3:], right, trailing, trailing, beta_is_zero=False)
+    assert not overlap(batch[0], batch[1])
+    assert not overlap(batch[::2], batch[1::2])
+    assert not overlap(left[:, 3:].mT, trailing)
+    assert overlap(batch[:2], batch[1:])
+    heads = torch.zeros(3, 5, 4, 6)  # batch, tokens, heads, width
+    assert not overlap(heads[:, :, 0], heads[:, :, 1])
+    assert overlap(heads[:, :, :2], heads[:, :, 1])
+
+
+def test_a_batch_that_overlaps_itself_is_found() -> None:
+    for strides in itertools.product(range(9), repeat=3):
+        x = torch.zeros(200).as_strided((2, 3, 2), strides)
+        at = offsets(x)
+        found = _overlaps_itself(tuple(x.shape), x.stride())
+        assert found or len(set(at)) == len(at), strides
+        nested = sorted(strides)[1] > sorted(strides)[0] * 2 > 0
+        if nested and sorted(strides)[2] > 6 * sorted(strides)[1]:
+            assert not found, strides
+    assert not _overlaps_itself((5, 2, 4), (8, 4, 1))
+    assert not _overlaps_itself((5, 2, 4), (4, 20, 1))
+    assert not _overlaps_itself((0, 2, 4), (0, 0, 0))
+    message = message_of(torch.ones(5, 2, 3), B, None, torch.ones(2, 4).expand(5, 2, 4))
+    assert_says(message, "strides", "share one address", "clone")
 
 
 # ------------------------------------------------------------------------------------- out

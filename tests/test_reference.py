@@ -18,10 +18,12 @@ from autogemm.grading.oracle import (
     PLUS_INF,
     Limit,
     Truth,
+    Truths,
     check,
     error_ratio,
     has_oracle,
     reference,
+    truth_of,
 )
 from autogemm.precision import (
     LEVELS,
@@ -585,3 +587,24 @@ def test_hostile_operands_are_as_extreme_as_their_names() -> None:
     assert ((A - to_bf16(A)).abs() == 2.0**-8).all()
     A, B, _ = operands("cancellation", torch.float32)
     assert ((A.double() @ B.double()).abs() < 1e-3 * (A.abs() @ B.abs())).any()
+
+
+# --------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_judged_matrix_by_matrix() -> None:
+    A, B, C = (torch.stack([x, 2 * x, -x]) for x in operands("normal", torch.float32))
+    truth = truth_of(1.5, A, B, 0.5, C)
+    assert isinstance(truth, Truths)
+    assert isinstance(truth_of(1.5, A[0], B[0], 0.5, C[0]), Truth)
+    right = (1.5 * (A.double() @ B.double()) + 0.5 * C.double()).float()
+    truth.check(right, HIGHEST)
+    wrong = right.clone()
+    wrong[1, 2, 3] *= 1.01
+    with pytest.raises(AssertionError, match=r"matrix 1: element \[2, 3\]"):
+        truth.check(wrong, HIGHEST)
+    with pytest.raises(AssertionError, match="2 matrices, expected 3"):
+        truth.check(right[:2], HIGHEST)
+    with pytest.raises(AssertionError, match="2 dimensions, expected 3"):
+        truth.check(right[0], HIGHEST)
+    truth_of(1.5, A, B, 0.0, None).check((1.5 * (A.double() @ B.double())).float(), HIGHEST)

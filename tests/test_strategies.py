@@ -20,19 +20,20 @@ import torch
 from autogemm.device import Device, device_of
 from autogemm.grading.hostile import BASELINE, HOSTILE, names_for, seeded
 from autogemm.grading.known_faults import known_fault
-from autogemm.grading.oracle import Truth, has_oracle
+from autogemm.grading.oracle import Truth, Truths, has_oracle, truth_of
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem, overlap, problem_of
-from autogemm.strategies import STRATEGIES, Candidate, Strategy
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Strategy, baseline
 from autogemm.strategies.base import ParamValue
 
 Settings = Callable[[], dict[str, object]]
 PLACES = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
 BY_ID = pytest.mark.parametrize("strategy", STRATEGIES, ids=[s.name for s in STRATEGIES])
 
+BATCHES = (2, 5)
 SIZES = (1, 2, 3, 17, 33, 64)
 LENGTHS = (1, 2, 3, 17, 64, 100, 257, 1000)
-OPERAND_LAYOUTS = ("row", "col", "sliced", "col_sliced", "strided", "lazy")
+OPERAND_LAYOUTS = ("row", "col", "sliced", "col_sliced", "strided", "lazy", "shared")
 C_LAYOUTS = (*OPERAND_LAYOUTS, "one_row", "one_column", "one_number")
 OUTS = ("none", "row", "col", "sliced", "strided", "inplace")
 ALPHAS = (1.0, 1.5, -0.5)
@@ -70,8 +71,9 @@ FEW_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One corner of the call."""
+    """One corner of the call; a batch of 1 is a single product."""
 
+    batch: int
     m: int
     n: int
     k: int
@@ -84,8 +86,9 @@ class Case:
     data: str
 
     def __str__(self) -> str:
+        times = f"{self.batch}x" if self.batch > 1 else ""
         return (
-            f"{self.m}x{self.n}x{self.k}-{self.a}-{self.b}-{self.c}-out_{self.out}"
+            f"{times}{self.m}x{self.n}x{self.k}-{self.a}-{self.b}-{self.c}-out_{self.out}"
             f"-{self.alpha:g}-{self.beta:g}-{self.data}"
         )
 
@@ -95,7 +98,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Placed:
-    """A matrix in some layout, and the whole buffer it lives in."""
+    """A matrix, or a batch, in some layout, and the whole buffer it lives in."""
 
     matrix: torch.Tensor
     buffer: torch.Tensor
@@ -116,11 +119,14 @@ def bits(x: torch.Tensor) -> torch.Tensor:
 
 def place(values: torch.Tensor, layout: str) -> Placed:
     """Lay values out; whatever surrounds them in memory is NaN, which no result may show."""
-    rows, cols = values.shape
+    *batch, rows, cols = values.shape
+    if layout == "shared":  # by all matrices of a batch
+        core = values[:1].clone() if batch else values.clone()
+        return Placed(core.expand(values.shape), core)
     if layout.startswith("one_"):
         keep = {"one_row": (1, cols), "one_column": (rows, 1), "one_number": (1, 1)}[layout]
-        core = values[: keep[0], : keep[1]].clone()
-        return Placed(core.expand(rows, cols), core)
+        core = values[(0,) * len(batch)][: keep[0], : keep[1]].clone()
+        return Placed(core.expand(values.shape), core)
     if layout == "lazy":  # a conjugated or negated view: its bits are not its values
         if values.is_complex():
             buffer = values.conj().resolve_conj()
@@ -130,16 +136,16 @@ def place(values: torch.Tensor, layout: str) -> Placed:
             return Placed(buffer.conj().imag, buffer)
         layout = "row"
     if layout.startswith("col"):
-        placed = place(values.t(), "sliced" if layout == "col_sliced" else "row")
-        return Placed(placed.matrix.t(), placed.buffer)
+        placed = place(values.mT, "sliced" if layout == "col_sliced" else "row")
+        return Placed(placed.matrix.mT, placed.buffer)
     above, left, down, right = {
         "row": (0, 0, 1, 1),
         "sliced": (1, 2, 1, 1),
         "strided": (0, 0, 2, 3),
     }[layout]
-    shape = (rows * down + 2 * above, cols * right + 2 * left)
+    shape = (*batch, rows * down + 2 * above, cols * right + 2 * left)
     buffer = torch.full(shape, torch.nan, dtype=values.dtype, device=values.device)
-    matrix = buffer[above : above + rows * down : down, left : left + cols * right : right]
+    matrix = buffer[..., above : above + rows * down : down, left : left + cols * right : right]
     matrix.copy_(values)
     return Placed(matrix, buffer)
 
@@ -156,7 +162,8 @@ def parameter_sets(
     """
     unique: dict[Candidate, dict[str, ParamValue]] = {}
     for m, n, k in ((17, 33, 1000), (3, 2, 5)):
-        problem = contiguous_problem(m, n, k, dtype, device_type=device.type)
+        batch = batches_of(strategy)[0]
+        problem = contiguous_problem(m, n, k, dtype, device_type=device.type, batch=batch)
         offered = FEW_PARAMS.get(strategy.name) or strategy.space(problem, device)
         for params in (*offered, *SMALL_PARAMS.get(strategy.name, [])):
             unique[Candidate.of(strategy.name, **params)] = params
@@ -170,11 +177,12 @@ def cycle(rng: random.Random, values: Iterable[object]) -> Iterator[object]:
         yield from rng.sample(values, len(values))
 
 
-def cases(dtype: torch.dtype, seed: str) -> Iterator[Case]:
+def cases(dtype: torch.dtype, seed: str, batches: tuple[int, ...]) -> Iterator[Case]:
     """Endless corners; any run of 18 holds every value of every axis."""
     rng = random.Random(seed)
     complex_too = dtype.is_complex
     axes = {
+        "batch": batches,
         "m": SIZES,
         "n": SIZES,
         "k": LENGTHS,
@@ -189,7 +197,8 @@ def cases(dtype: torch.dtype, seed: str) -> Iterator[Case]:
     streams = {name: cycle(rng, values) for name, values in axes.items()}
     while True:
         case = Case(**{name: next(stream) for name, stream in streams.items()})  # type: ignore[arg-type]
-        if case.out == "inplace" and (case.c.startswith("one_") or case.beta == 0):
+        expanded = case.c.startswith("one_") or (case.c == "shared" and case.batch > 1)
+        if case.out == "inplace" and (expanded or case.beta == 0):
             continue  # an expanded C holds no result, and beta = 0 makes C a mere out
         yield case
 
@@ -203,8 +212,13 @@ def problem_for(case: Case, dtype: torch.dtype, place_: torch.device) -> Problem
     )
 
 
-def shapes(case: Case) -> tuple[tuple[int, int], ...]:
-    return (case.m, case.k), (case.k, case.n), (case.m, case.n)
+def shapes(case: Case) -> tuple[tuple[int, ...], ...]:
+    batch = () if case.batch == 1 else (case.batch,)
+    return (*batch, case.m, case.k), (*batch, case.k, case.n), (*batch, case.m, case.n)
+
+
+def batches_of(strategy: Strategy) -> tuple[int, ...]:
+    return (1,) * strategy.single + BATCHES * strategy.batched
 
 
 def matrix_of(placed: Placed | None) -> torch.Tensor | None:
@@ -243,7 +257,8 @@ def drawn() -> list[Any]:
     drawn_cases = []
     for strategy, params, dtype, place_, device, label in candidates():
         wanted = max(18, 72 // len(parameter_sets(strategy, dtype, device)))
-        proposed = list(itertools.islice(cases(dtype, label), 2 * wanted))
+        endless = cases(dtype, label, batches_of(strategy))
+        proposed = list(itertools.islice(endless, 3 * wanted))
         taken = [
             case
             for case in proposed
@@ -270,9 +285,10 @@ def test_every_corner_of_the_call_is_computed_within_the_declared_bound(
 ) -> None:
     device, problem = device_of(place_), problem_for(case, dtype, place_)
     skip_unless_it_runs(strategy, problem, device, params)
-    drawn_values = HOSTILE[case.data](case.m, case.n, case.k, dtype, seeded(str(case)))
+    size = (case.m, case.n, case.k)
+    drawn_values = values_of(case.data, case.batch, *size, dtype, seeded(str(case)))
     a, b, c, out = arrange(case, *(x.to(place_) for x in drawn_values))
-    truth = Truth(case.alpha, a.matrix, b.matrix, case.beta, matrix_of(c))
+    truth = truth_of(case.alpha, a.matrix, b.matrix, case.beta, matrix_of(c))
     inputs = [a, b] if c is None or out is c else [a, b, c]
     before = [bits(x.buffer).clone() for x in inputs]
     surroundings = None if out is None else out.surroundings()
@@ -293,6 +309,14 @@ def test_every_corner_of_the_call_is_computed_within_the_declared_bound(
         assert torch.equal(out.surroundings(), surroundings), "memory around out changed"
 
 
+def values_of(
+    name: str, batch: int, m: int, n: int, k: int, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """A, B and C; each matrix of a batch is drawn on its own."""
+    drawn = [HOSTILE[name](m, n, k, dtype, generator) for _ in range(batch)]
+    return drawn[0] if batch == 1 else tuple(map(torch.stack, zip(*drawn, strict=True)))
+
+
 def skip_unless_it_runs(
     strategy: Strategy, problem: Problem, device: Device, params: dict[str, ParamValue]
 ) -> None:
@@ -311,6 +335,7 @@ def bound_of(strategy: Strategy, problem: Problem, params: dict[str, ParamValue]
 
 def test_the_drawn_corners_hold_every_value_of_every_axis() -> None:
     met: dict[tuple[str, torch.dtype], list[Case]] = {}
+    batches = {strategy.name: batches_of(strategy) for strategy in STRATEGIES}
     for param in drawn():
         strategy, _, dtype, place_, case = param.values
         if place_.type == "cpu":
@@ -323,7 +348,7 @@ def test_the_drawn_corners_hold_every_value_of_every_axis() -> None:
             expected = {
                 "m": SIZES, "n": SIZES, "a": OPERAND_LAYOUTS, "b": OPERAND_LAYOUTS,
                 "c": C_LAYOUTS, "out": OUTS, "alpha": ALPHAS, "beta": BETAS, "data": BASELINE,
-                "k": LENGTHS[1:],
+                "k": LENGTHS[1:], "batch": batches[name],
             }[field.name]  # fmt: skip
             assert values >= set(expected), (name, dtype, field.name)
 
@@ -347,16 +372,26 @@ def hostile_cases() -> list[Any]:
 def runs_somewhere(
     strategy: Strategy, params: dict[str, ParamValue], dtype: torch.dtype, device: Device
 ) -> bool:
-    problem = contiguous_problem(*HOSTILE_SHAPES[0], dtype, device_type=device.type)
-    return not strategy.reasons_not(problem, device, params)
+    return not strategy.reasons_not(hostile_problem(strategy, dtype, device), device, params)
+
+
+def hostile_problem(strategy: Strategy, dtype: torch.dtype, device: Device) -> Problem:
+    return contiguous_problem(
+        *HOSTILE_SHAPES[0], dtype, device_type=device.type, batch=batches_of(strategy)[0]
+    )
 
 
 @functools.cache
 def hostile_truth(
-    name: str, dtype: torch.dtype, shape: tuple[int, int, int], alpha: float, beta: float
-) -> tuple[tuple[torch.Tensor, ...], Truth]:
-    operands = HOSTILE[name](*shape, dtype, seeded(name, *shape))
-    return operands, Truth(alpha, operands[0], operands[1], beta, operands[2])
+    name: str,
+    dtype: torch.dtype,
+    batch: int,
+    shape: tuple[int, int, int],
+    alpha: float,
+    beta: float,
+) -> tuple[tuple[torch.Tensor, ...], Truth | Truths]:
+    operands = values_of(name, batch, *shape, dtype, seeded(name, *shape))
+    return operands, truth_of(alpha, operands[0], operands[1], beta, operands[2])
 
 
 @pytest.mark.parametrize(("strategy", "params", "dtype", "place_", "name"), hostile_cases())
@@ -368,8 +403,7 @@ def test_the_declared_bound_holds_on_hostile_operands(
     name: str,
 ) -> None:
     device = device_of(place_)
-    problem = contiguous_problem(*HOSTILE_SHAPES[0], dtype, device_type=device.type)
-    skip_unless_it_runs(strategy, problem, device, params)
+    skip_unless_it_runs(strategy, hostile_problem(strategy, dtype, device), device, params)
     for alpha, beta, check in hostile_checks(strategy, params, dtype, place_, name):
         try:
             check()
@@ -391,9 +425,9 @@ def hostile_checks(
     Yields alpha, beta and what checks the result.
     """
     device = device_of(place_)
-    for i, shape in enumerate(HOSTILE_SHAPES):
+    for i, (batch, shape) in enumerate(itertools.product(batches_of(strategy)[:2], HOSTILE_SHAPES)):
         for j, (alpha, beta) in enumerate(HOSTILE_SCALARS):
-            values, truth = hostile_truth(name, dtype, shape, alpha, beta)
+            values, truth = hostile_truth(name, dtype, batch, shape, alpha, beta)
             A, B, C = (x.to(place_, copy=True) for x in values)
             given = None if beta == 0 else C
             out = (None, torch.full_like(C, torch.nan), given)[(i + j) % 3]
@@ -452,15 +486,18 @@ def test_torchs_float32_setting_does_not_loosen_what_a_strategy_declares(
             continue  # not a word of that backend
         backend.matmul.fp32_precision = setting
         settings = torch_settings()
-        A, B, C = (x.to(place_) for x in HOSTILE["uniform"](m, n, k, dtype, seeded(setting)))
+        operands = values_of("uniform", batches_of(strategy)[-1], m, n, k, dtype, seeded(setting))
+        A, B, C = (x.to(place_) for x in operands)
         problem = problem_of(A, B, C, None, False)
         sets = parameter_sets(strategy, dtype, device)
         for params in sets:
+            if problem.batch > 1 and params.get("form") == "batched":
+                continue  # for single products only
             skip_unless_it_runs(strategy, problem, device, params)
             run = strategy.bind(problem, device, params)
             result = run(1.5, A, B, 0.5, C, None)
             bound = strategy.bound(problem, params)
-            Truth(1.5, A, B, 0.5, C).check(result, bound, typical=True)
+            truth_of(1.5, A, B, 0.5, C).check(result, bound, typical=True)
             assert torch_settings() == settings
 
 
@@ -482,7 +519,8 @@ def test_equal_inputs_give_equal_bits_where_a_strategy_says_so(strategy: Strateg
     for place_ in PLACES:
         device = device_of(place_)
         for dtype in strategy.dtypes:
-            operands = HOSTILE["normal"](33, 17, 257, dtype, seeded("again"))
+            batch = batches_of(strategy)[0]
+            operands = values_of("normal", batch, 33, 17, 257, dtype, seeded("again"))
             A, B, C = (x.to(place_) for x in operands)
             problem = problem_of(A, B, C, None, False)
             for params in parameter_sets(strategy, dtype, device):
@@ -513,7 +551,8 @@ CPU = Device(type="cpu", name="Imaginary CPU", units=4)
 
 def any_problem(strategy: Strategy, device: Device, dtype: torch.dtype | None = None) -> Problem:
     dtype = dtype or min(strategy.dtypes, key=str)
-    return contiguous_problem(65, 33, 4099, dtype, device_type=device.type)
+    batch = batches_of(strategy)[0]
+    return contiguous_problem(65, 33, 4099, dtype, device_type=device.type, batch=batch)
 
 
 def test_names_are_unique_and_the_baseline_comes_first() -> None:
@@ -607,6 +646,30 @@ def test_a_place_that_is_not_declared_is_a_reason(strategy: Strategy) -> None:
         reasons = strategy.reasons_not(any_problem(strategy, OLD_GPU), OLD_GPU, params)
         assert any("compute capability" in reason for reason in reasons)
         assert any("Imaginary 1" in reason for reason in reasons)
+
+
+@BY_ID
+def test_a_batch_or_a_single_product_is_a_reason_unless_it_is_declared(strategy: Strategy) -> None:
+    assert strategy.single or strategy.batched
+    device = GPU if "cuda" in strategy.device_types else CPU
+    params = parameter_sets(strategy, min(strategy.dtypes, key=str), device)[-1]
+    problem = any_problem(strategy, device)
+    reasons = strategy.reasons_not(replace(problem, batch=12), device, params)
+    assert any("not a batch of 12" in reason for reason in reasons) != strategy.batched
+    reasons = strategy.reasons_not(replace(problem, batch=1), device, params)
+    assert any("not a single one" in reason for reason in reasons) != strategy.single
+
+
+def test_the_baseline_of_a_batch_is_torchs_batched_product() -> None:
+    for device in (GPU, CPU):
+        for dtype in DTYPES.values():
+            problem = contiguous_problem(64, 64, 64, dtype, device_type=device.type, batch=3)
+            for level in LEVELS:
+                candidate = baseline(problem, level)
+                assert candidate.strategy == "baddbmm"
+                assert candidate.params == baseline(replace(problem, batch=1), level).params
+                served = BY_NAME["baddbmm"].reasons_not(problem, device, candidate.kwargs)
+                assert served == []
 
 
 @BY_ID

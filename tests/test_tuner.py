@@ -28,12 +28,14 @@ from autogemm.errors import DatabaseError, DatabaseWarning
 from autogemm.finals import choose
 from autogemm.journal import open_storage
 from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio
+from autogemm.operands import make_operands, normal
 from autogemm.precision import ErrorBound
-from autogemm.problem import Problem, contiguous_problem
+from autogemm.problem import LAYOUTS, UPDATES, Problem, Update, _layout, contiguous_problem
 from autogemm.search import STARTS, TRIALS, Search, chosen_in, seeds_for
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, ParamValue, Run, Strategy
 from autogemm.strategies.addmm import Addmm
 from autogemm.strategies.base import one_of
+from autogemm.strategies.matmul_axpby import MatmulAxpby
 from autogemm.tuner import Order, Outcome, Progress, candidates_for, tune
 from autogemm.workloads import Workload
 
@@ -278,9 +280,12 @@ class Noisy(Recording):
         return replace(measured, error_norm=self.norms.get(measured.candidate, 1e-7))
 
 
-def test_a_faster_candidate_that_is_noisier_is_chosen_below_the_highest_level_alone(
-    tmp_path: Path,
+def test_a_faster_emulation_that_is_noisier_is_chosen_below_the_highest_level_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    noisy_is_chosen, _ = run(tmp_path / "3", Noisy({FULL: 100.0, AXPBY: 50.0}, {AXPBY: 2e-7}))
+    assert chosen(only(noisy_is_chosen), "highest") == AXPBY  # float32 itself: another order
+    monkeypatch.setattr(MatmulAxpby, "emulates", True)
     facts = {FULL: 100.0, AXPBY: 50.0, SPLIT: 80.0}
     outcome, bench = run(tmp_path, Noisy(facts, {AXPBY: 2e-7, SPLIT: 0.5e-7}))
     entry = only(outcome)
@@ -707,6 +712,7 @@ class Tiles(Strategy):
     """Offers many candidates; those with one term are for the level ``high`` and below."""
 
     name = "tiles"
+    emulates = True
     dtypes = frozenset({torch.float32})
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
@@ -1304,6 +1310,64 @@ def test_the_measured_error_of_a_right_result_is_small_and_of_a_wrong_one_large(
     wrong, complaint = worst_ratio(samples, off, problem, ALPHA, BETA, bound=bound)
     assert "exceeds" in complaint
     assert wrong == pytest.approx(1000, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_batch_is_judged_on_its_first_middle_and_last_matrix(
+    dtype: torch.dtype, update: Update
+) -> None:
+    problem = replace(SMALL, dtype=dtype, batch=5, update=update)
+    samples = sample_references(problem, CPU, ALPHA, BETA)
+    bound = ErrorBound(8.0, 3.0 * problem.k)
+
+    def exact(alpha, A, B, beta, C, out):  # type: ignore[no-untyped-def]
+        P = alpha * (A @ B)
+        result = P if C is None else P + beta * C
+        return result if out is None else out.copy_(result)
+
+    right, complaint = worst_ratio(samples, exact, problem, ALPHA, BETA, bound=bound)
+    assert complaint == ""
+    assert right < 8 + problem.k
+    for matrix in (0, 2, 4):
+
+        def off(*call, matrix=matrix):  # type: ignore[no-untyped-def]
+            result = exact(*call)
+            result[matrix] *= 1.001
+            return result
+
+        assert "exceeds" in worst_ratio(samples, off, problem, ALPHA, BETA, bound=bound)[1]
+        assert error_norm(samples, off, ALPHA, BETA) > 1e-4
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_operands_of_a_batch_have_the_layouts_of_the_problem(device_type: str) -> None:
+    for a, b, out in itertools.product(LAYOUTS, repeat=3):
+        if device_type == "cpu" and "unaligned" in a + b + out:
+            continue
+        problem = Problem(
+            m=8, n=16, k=24, dtype=torch.float32, a=a, b=b, out=out, update="inplace",
+            device_type=device_type, batch=3,
+        )  # fmt: skip
+        made = make_operands(problem, CPU, normal)
+        for x, layout in ((made.A, a), (made.B, b), (made.out, out)):
+            assert x is not None
+            word = _layout(tuple(x.shape), x.stride(), 0, x.element_size(), device_type)
+            assert (len(x), word) == (3, layout)
+
+
+def test_a_batch_is_tuned_like_any_other_problem(tmp_path: Path) -> None:
+    device = device_of(CPU)
+    problem = replace(SMALL, batch=3)
+    outcome = tune(order(tmp_path, problem), device, lambda p: Workbench.open(p, device, CPU))
+    (entry,) = outcome.entries
+    assert entry.problem == problem
+    tried = {row.candidate.strategy for row in entry.measured}
+    assert tried >= {"baddbmm", "matmul_axpby", "loop"}
+    assert "addmm" not in tried
+    table, problems = read_table(table_path(tmp_path / "tables", device))
+    assert list(table.entries) == [entry.key]
+    assert problems == []
 
 
 @pytest.mark.parametrize("update", ["none", "add", "inplace"])

@@ -14,8 +14,9 @@ from autogemm.database import key_of
 from autogemm.device import Device
 from autogemm.errors import InvalidProblem
 from autogemm.problem import DTYPES, LAYOUTS, UPDATES, Problem, contiguous_problem
+from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME, baseline
-from autogemm.workloads import PRESETS, Workload, levels_of, preset, read_shapes
+from autogemm.workloads import PRESETS, Workload, levels_of, preset
 
 DEVICES = {
     "cuda": Device(type="cuda", name="Example GPU", capability=(9, 0)),
@@ -72,6 +73,18 @@ def test_the_full_preset_holds_all_the_others(device_type: str) -> None:
     full = {key_of(w.problem) for w in preset("full", device_type)}
     for name in PRESETS:
         assert {key_of(w.problem) for w in preset(name, device_type)} <= full
+
+
+@ON_EACH
+def test_presets_hold_batches_as_attention_makes_them(device_type: str) -> None:
+    batches = [w.problem for w in preset("llm", device_type) if w.problem.batch > 1]
+    assert {p.dtype for p in batches} >= {torch.float32, torch.bfloat16}
+    assert all(p.update == "none" for p in batches)
+    scores = [p for p in batches if p.k < p.m]
+    assert {(p.b, p.n) for p in scores} == {("col", p.m) for p in scores}
+    values = [p for p in batches if p.k == p.m]
+    assert {p.b for p in values} == {"row"}
+    assert [(p.batch, p.n) for p in values] == [(p.batch, p.k) for p in scores]
 
 
 def test_the_quick_preset_is_a_small_part_of_everything() -> None:
@@ -140,7 +153,7 @@ def test_a_file_of_shapes_is_read_with_its_defaults(
     def problem(m: int, n: int, k: int, dtype: torch.dtype, **facts: str) -> Problem:
         return contiguous_problem(m, n, k, dtype, device_type=device_type, **facts)  # type: ignore[arg-type]
 
-    assert read_shapes(write(tmp_path, text, name), device_type) == [
+    assert list(read_shapes(write(tmp_path, text, name), device_type).workloads) == [
         Workload(problem(128, 256, 512, torch.float32)),
         Workload(problem(64, 64, 1000, torch.bfloat16, b="col", update="inplace"), 7),
         Workload(problem(3, 4, 5, torch.float32, a="col", b="col", update="none")),
@@ -151,9 +164,22 @@ def test_a_file_of_shapes_is_read_with_its_defaults(
 @pytest.mark.parametrize("update", UPDATES)
 def test_every_dtype_and_update_can_be_asked_for(tmp_path: Path, dtype: str, update: str) -> None:
     path = write(tmp_path, f"- {{m: 2, n: 3, k: 4, dtype: {dtype}, update: {update}}}\n")
-    (workload,) = read_shapes(path, "cuda")
+    (workload,) = read_shapes(path, "cuda").workloads
     assert workload.problem.dtype == DTYPES[dtype]
     assert workload.problem.update == update
+
+
+@ON_EACH
+@pytest.mark.parametrize("name", ["s.yaml", "s.csv"])
+def test_a_batch_is_a_column_of_its_own(tmp_path: Path, name: str, device_type: str) -> None:
+    text = "- {m: 3, n: 4, k: 5, batch: 12}\n- {m: 3, n: 4, k: 5}\n- {m: 3, n: 4, k: 5, batch: 1}\n"
+    if name == "s.csv":
+        text = "m,n,k,batch\n3,4,5,12\n3,4,5,\n3,4,5,1\n"
+    single = contiguous_problem(3, 4, 5, torch.float32, device_type=device_type)
+    assert read_shapes(write(tmp_path, text, name), device_type).workloads == (
+        Workload(replace(single, batch=12)),
+        Workload(single, 2),
+    )
 
 
 BAD_YAML = {
@@ -174,6 +200,7 @@ BAD_YAML = {
     "- {m: '²', n: 2, k: 3}": "m must be a positive integer.*, found '²'",
     "- {m: 2026-13-45, n: 2, k: 3}": "is not YAML",
     "- {m: 1, n: 2, k: 3, count: 0}": "count must be a positive integer.*, found 0",
+    "- {m: 1, n: 2, k: 3, batch: 0}": "batch must be a positive integer.*, found 0",
     "- {m: 1, n: 2, k: 3, dtype: float8}": "dtype must be one of float16, bfloat16, float32",
     "- {m: 1, n: 2, k: 3, dtype: [float32]}": "dtype must be one of",
     "- {m: 1, n: 2, k: 3, layout: ab}": "layout must be one of nn, nt, tn, tt, found 'ab'",

@@ -137,7 +137,7 @@ class Evidence:
                 )
                 for candidate, ratio in _ranked(entry, tolerance, mode, margin)
             ]
-        by_mode = _choices_at(entry, tolerance.level)
+        by_mode = choices_at(entry, tolerance.level)
         if not by_mode:
             return None
         choice = by_mode.get(mode) or next(iter(by_mode.values()))
@@ -188,7 +188,7 @@ def version_drift(
     return ", ".join(changed)
 
 
-def _choices_at(entry: Entry, level: str) -> Mapping[str, Choice] | None:
+def choices_at(entry: Entry, level: str) -> Mapping[str, Choice] | None:
     """The choices at a level, or at the next more accurate one that was tuned."""
     for known in reversed(LEVELS[: LEVELS.index(level) + 1]):
         if known in entry.choices:

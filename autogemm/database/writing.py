@@ -52,6 +52,15 @@ def write_table(path: Path, table: Table) -> None:
     if problems:
         raise DatabaseError(f"not written, for it could not be read again: {problems[0]}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets the old one or the new one.
+
+    An existing file's mode is kept and a symbolic link is followed. Raises ``OSError``.
+    """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -305,6 +305,43 @@ class Truth:
         )
 
 
+class Truths:
+    """The same for a batch: a ``Truth`` for each of its matrices."""
+
+    def __init__(
+        self,
+        alpha: complex,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex,
+        C: torch.Tensor | None,
+    ) -> None:
+        addends = [None] * len(A) if C is None else list(C)
+        self.each = [Truth(alpha, a, b, beta, c) for a, b, c in zip(A, B, addends, strict=True)]
+
+    def check(
+        self, result: torch.Tensor, tolerance: Tolerance | ErrorBound, typical: bool = False
+    ) -> None:
+        """Assert that every matrix of a result keeps the contract."""
+        assert result.ndim == 3, f"the result has {result.ndim} dimensions, expected 3"
+        assert len(result) == len(self.each), (
+            f"the result has {len(result)} matrices, expected {len(self.each)}"
+        )
+        for i, (truth, matrix) in enumerate(zip(self.each, result, strict=True)):
+            try:
+                truth.check(matrix, tolerance, typical)
+            except AssertionError as failure:
+                failure.args = (f"matrix {i}: {failure}",)
+                raise
+
+
+def truth_of(
+    alpha: complex, A: torch.Tensor, B: torch.Tensor, beta: complex, C: torch.Tensor | None
+) -> Truth | Truths:
+    """The truth about matrices, or about batches of them."""
+    return (Truth if A.ndim == 2 else Truths)(alpha, A, B, beta, C)
+
+
 def reference(
     alpha: complex, A: torch.Tensor, B: torch.Tensor, beta: complex, C: torch.Tensor | None
 ) -> tuple[Array, Array]:

@@ -73,6 +73,8 @@ class Strategy(ABC):
     depends_on: ClassVar[tuple[str, ...]] = ("torch", "cuda", "cublas")
     """The software whose version its speed depends on (keys of ``software_versions``)."""
     min_capability: ClassVar[tuple[int, int]] = (0, 0)
+    emulates: ClassVar[bool] = False
+    """Whether it multiplies in a narrower type than the operands'."""
     deterministic: ClassVar[bool] = True
     """Whether equal inputs give equal bits on one machine."""
     single: ClassVar[bool] = True

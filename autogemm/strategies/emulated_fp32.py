@@ -79,6 +79,7 @@ class EmulatedFP32(Strategy):
     """
 
     name = "emulated_fp32"
+    emulates = True
     dtypes = frozenset({torch.float32})
     device_types = frozenset({"cuda"})
     packages = ("triton",)

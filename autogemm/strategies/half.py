@@ -23,6 +23,7 @@ class Half(GuardedPass):
     """
 
     name = "half"
+    emulates = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {"dtype": one_of("bfloat16", "float16")}

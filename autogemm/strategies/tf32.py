@@ -29,6 +29,7 @@ class TF32(GuardedPass):
     """
 
     name = "tf32"
+    emulates = True
     device_types = frozenset({"cuda"})
     packages = ("triton",)
     min_capability = (8, 0)

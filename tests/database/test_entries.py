@@ -9,14 +9,14 @@ from autogemm.database import Environment, by_key, key_of
 
 def test_a_key_holds_what_tells_entries_of_one_device_apart():
     facts = problem(3, 4, 5, a="col", update="inplace")
-    assert key_of(facts) == (3, 4, 5, "bfloat16", "col", "row", "row", "inplace")
+    assert key_of(facts) == (3, 4, 5, "bfloat16", "col", "row", "row", "inplace", 1)
     assert entry(problem=facts).key == key_of(facts)
 
 
 @pytest.mark.parametrize(
     "other",
     [{"m": 9}, {"n": 9}, {"k": 9}, {"dtype": torch.float16}, {"a": "col"}, {"b": "col"},
-     {"out": "row-unaligned"}, {"update": "none"}],
+     {"out": "row-unaligned"}, {"update": "none"}, {"batch": 2}],
 )  # fmt: skip
 def test_problems_that_differ_in_a_stored_fact_have_different_keys(other):
     assert key_of(replace(problem(3), **other)) != key_of(problem(3))

@@ -62,6 +62,21 @@ def test_types_that_share_no_kernels_are_infinitely_far_apart() -> None:
     assert 0 < distance(*halves) < math.inf
 
 
+def test_a_batch_is_a_dimension_of_its_own_and_far_from_single_products() -> None:
+    single, batch = problem(64, 64, 64), problem(64, 64, 64, batch=16)
+    assert distance(single, batch) == distance(batch, single) == math.inf
+    assert distance(batch, replace(batch, batch=32)) == pytest.approx(1.0)
+    assert distance(batch, replace(batch, batch=32, m=128)) == pytest.approx(math.sqrt(2))
+
+
+def test_a_batch_is_predicted_from_batches_against_their_own_baseline() -> None:
+    whole = Candidate.of("baddbmm", reduction="full")
+    known = entry(problem(512, 512, 512, batch=8), {whole: (100.0, 100.0), AXPBY: (50.0, 50.0)})
+    found = model(known).predict(problem(512, 512, 512, batch=9), HIGHEST, "graph")
+    assert [p.candidate for p in found] == [AXPBY]
+    assert not model(known).predict(problem(512, 512, 512), HIGHEST, "graph")
+
+
 def test_a_clear_win_next_door_is_predicted() -> None:
     known = entry(problem(1024, 1024, 1024), {ADDMM: (100.0, 100.0), AXPBY: (50.0, 50.0)})
     found = model(known).predict(problem(1100, 1024, 1024), HIGHEST, "graph")
@@ -152,5 +167,16 @@ def test_an_unknown_strategy_in_the_evidence_is_passed_over() -> None:
 def test_eager_times_that_were_not_taken_are_filled_in_from_the_host_cost() -> None:
     bench = model(entry(problem(64, 64, 64), {ADDMM: (10.0, 25.0), AXPBY: (5.0, 40.0)}))
     row = Measured(candidate=AXPBY, status="slow", graph_us=7.0)
-    assert bench.eager_us(row, torch.float32) == pytest.approx(40.0)
-    assert bench.eager_us(replace(row, graph_us=90.0), torch.float32) == pytest.approx(90.0)
+    assert bench.eager_us(row, problem(64, 64, 64)) == pytest.approx(40.0)
+    assert bench.eager_us(replace(row, graph_us=90.0), problem(64, 64, 64)) == pytest.approx(90.0)
+
+
+def test_the_host_cost_of_a_loop_grows_with_the_batch() -> None:
+    loop, whole = Candidate.of("loop", inner="addmm"), Candidate.of("baddbmm", reduction="full")
+    small = problem(64, 64, 64, batch=4)
+    bench = model(entry(small, {whole: (5.0, 20.0), loop: (6.0, 80.0)}))
+    row = Measured(candidate=loop, status="slow", graph_us=7.0)
+    assert bench.eager_us(row, small) == pytest.approx(80.0)
+    assert bench.eager_us(row, replace(small, batch=8)) == pytest.approx(160.0)
+    row = replace(row, candidate=whole)
+    assert bench.eager_us(row, replace(small, batch=8)) == pytest.approx(20.0)

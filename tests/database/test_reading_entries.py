@@ -70,6 +70,8 @@ def problems_with(old, new, count=1, **options):
             f"an integer of at least 1, found '{'9' * 56}...",
         ),
         ("m: 4095", "m: 4095, m: 1", "problem.m", "an integer of at least 1, found the key twice"),
+        ("{m: 4095", "{batch: 0, m: 4095", "problem.batch", "an integer of at least 1, found 0"),
+        ("{m: 4095", "{batch: x, m: 4095", "problem.batch", "an integer of at least 1, found 'x'"),
         ("dtype: bfloat16", "dtype: fp8", "problem.dtype", "one of float16, bfloat16, float32,"),
         ("a: row", "a: diagonal", "problem.a", "one of row, col, row-unaligned, col-unaligned,"),
         (

@@ -113,6 +113,7 @@ def random_table(seed):
     def made():
         facts = {name: draw.choice(LAYOUTS) for name in ("a", "b", "out")}
         facts["dtype"] = draw.choice(list(DTYPES.values()))
+        facts["batch"] = draw.choice([1, 1, 12])
         return entry(
             problem=problem(draw.randrange(1, 99), update=draw.choice(UPDATES), **facts),
             choices={"highest": {"eager": choice(), "graph": choice()}, "medium": {}},
@@ -131,6 +132,16 @@ def test_what_is_read_back_is_what_was_written(tmp_path):
     assert read_table(tmp_path / "t.yaml") == (table(entry(), path=tmp_path / "t.yaml"), [])
 
 
+def test_a_batch_is_written_where_there_is_one_and_read_back(tmp_path):
+    made = table(entry(problem=problem(8, batch=12)), entry(problem=problem(8)))
+    text = dump_table(made)
+    single, batch = (line for line in text.splitlines() if line.startswith("- problem"))
+    assert single.startswith("- problem: {m: 8, ")
+    assert batch == single.replace("{m: 8,", "{batch: 12, m: 8,")
+    write_table(tmp_path / "t.yaml", made)
+    assert read_table(tmp_path / "t.yaml")[0].entries == made.entries
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_reading_and_writing_again_changes_no_byte(seed):
     text = dump_table(random_table(seed))
@@ -143,7 +154,8 @@ def test_any_yaml_reader_sees_the_same_values(seed):
     theirs = yaml.safe_load(dump_table(made))
     ours = read_text(dump_table(made))
     for row, (key, ours_entry) in zip(theirs["entries"], ours.entries.items(), strict=True):
-        assert tuple(row["problem"].values()) == key
+        spelt = row["problem"]
+        assert (*(v for name, v in spelt.items() if name != "batch"), spelt.get("batch", 1)) == key
         assert [r.get("note", "") for r in row["measured"]] == [r.note for r in ours_entry.measured]
         assert [r.get("with", {}) for r in row["measured"]] == [
             r.candidate.kwargs for r in ours_entry.measured

@@ -1,0 +1,251 @@
+"""What only a GPU can show: graphs, streams, devices, compiled training. Skipped without one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import autogemm
+from autogemm import explain, gemm, gemm_
+from autogemm.precision import LEVELS, allowance, growth, underflow, unit_roundoff
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+HALVES = (torch.float16, torch.bfloat16)
+SHAPES = ((1024, 1024, 1024), (16, 4096, 4096), (256, 256, 65536), (1023, 777, 513))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No plan and no compiled code of another test."""
+    torch._dynamo.reset()
+    autogemm.reload_tables()
+    yield
+    autogemm.reload_tables()
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, where: str = "cuda") -> torch.Tensor:
+    return torch.randn(*shape, device=where).to(dtype)
+
+
+def check(found, alpha, A, B, beta=0.0, C=None, level="highest") -> None:  # type: ignore[no-untyped-def]
+    """The contract, on every element of up to 64 rows of each matrix."""
+    rows = torch.randperm(A.shape[-2], device=A.device)[:64]
+    a, b = A[..., rows, :].double(), B.double()
+    exact, bound = alpha * (a @ b), abs(alpha) * (a.abs() @ b.abs())
+    if C is not None:
+        exact = exact + beta * C[..., rows, :].double()
+        bound = bound + abs(beta) * C[..., rows, :].double().abs()
+    k = A.shape[-1]
+    u = 2.0**-53 if A.dtype == torch.float64 else 2.0**-24
+    limit = (
+        unit_roundoff(A.dtype) * exact.abs()
+        + (allowance(level, A.dtype) + growth(A.dtype, k)) * u * bound
+        + max(1.0, abs(alpha)) * underflow(A.dtype, k)
+    )
+    assert ((found[..., rows, :].double() - exact).abs() <= limit).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_keep_the_contract(shape: tuple[int, int, int], level: str) -> None:
+    m, n, k = shape
+    A, B, C = (x.requires_grad_() for x in (normal(m, k), normal(k, n), normal(m, n)))
+    G = normal(m, n)
+    result = gemm(1.5, A, B, 0.5, C, precision=level)
+    result.backward(G)
+    with torch.no_grad():
+        check(result, 1.5, A, B, 0.5, C, level)
+        check(A.grad, 1.5, G, B.t(), level=level)
+        check(B.grad, 1.5, A.t(), G, level=level)
+        assert torch.equal(C.grad, 0.5 * G)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+@pytest.mark.parametrize("shared", ["neither", "A", "B"])
+def test_batches_keep_the_contract(dtype: torch.dtype, shared: str) -> None:
+    A = normal(*(() if shared == "A" else (12,)), 100, 64, dtype=dtype)
+    B = normal(*(() if shared == "B" else (12,)), 72, 64, dtype=dtype).mT
+    C = normal(12, 100, 72, dtype=dtype)
+    heads = C.movedim(0, 1).contiguous().movedim(1, 0)
+    check(gemm(1.5, A, B, precision="highest"), 1.5, A, B)
+    for addend in (C, heads, C[:, :1].expand(12, 100, 72)):
+        result = gemm(1.5, A, B, -0.5, addend, precision="highest")
+        check(result, 1.5, A, B, -0.5, addend)
+    for D in (C, heads):
+        before = D.clone()
+        gemm_(1.5, A, B, -0.5, D, precision="highest")
+        check(D, 1.5, A, B, -0.5, before)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nothing_waits_for_the_device(shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    A, B, C = normal(m, k), normal(k, n), normal(m, n)
+    X = A.clone().requires_grad_()
+    gemm(1.5, X, B, 0.5, C).sum().backward()  # compiles what there is to compile
+    autogemm.reload_tables()
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in ("cold", "warm"):
+            for level in LEVELS:
+                gemm(1.5, A, B, 0.5, C, precision=level)
+            gemm(1.5, X, B, 0.5, C).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_calls_are_captured_into_a_graph_and_replayed(
+    shape: tuple[int, int, int], cache: str
+) -> None:
+    m, n, k = shape
+    A, B, C, D = normal(m, k), normal(k, n), normal(m, n), normal(m, n)
+    if cache == "warm":
+        gemm(1.5, A, B, 0.5, C)
+        gemm_(1.5, A, B, 0.5, D.clone())
+    else:
+        autogemm.reload_tables()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [gemm(1.5, A, B, 0.5, C, precision=level) for level in LEVELS]
+        gemm_(1.5, A, B, 0.5, D)
+        assert explain(1.5, A, B, 0.5, C).plan.mode == "graph"
+    for _ in range(3):
+        for x in (A, B, C):
+            x.normal_()
+        D.copy_(C)
+        graph.replay()
+        for level, result in zip(LEVELS, results, strict=True):
+            check(result, 1.5, A, B, 0.5, C, level)
+        check(D, 1.5, A, B, 0.5, C)
+
+
+def test_a_training_step_is_captured_whole() -> None:
+    W = normal(512, 256).requires_grad_()
+    x, y = normal(2048, 512), normal(2048, 256)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            W.grad = None
+            (gemm(1.0, x, W) - y).square().mean().backward()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    W.grad = None
+    with torch.cuda.graph(graph):
+        loss = (gemm(1.0, x, W) - y).square().mean()
+        loss.backward()
+    x.normal_()
+    graph.replay()
+    V = W.detach().double().requires_grad_()
+    (x.double() @ V - y.double()).square().mean().backward()
+    torch.testing.assert_close(W.grad.double(), V.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_work_goes_to_the_current_stream() -> None:
+    operands = [(normal(1024, 1024), normal(1024, 1024)) for _ in range(4)]
+    streams = [torch.cuda.Stream() for _ in operands]
+    torch.cuda.synchronize()
+    results = []
+    for stream, (A, B) in zip(streams, operands, strict=True):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(1_000_000)
+            A.mul_(2)  # a product that did not wait would read the old A
+            results.append(gemm(1.5, A, B))
+    torch.cuda.synchronize()
+    for (A, B), result in zip(operands, results, strict=True):
+        check(result, 1.5, A, B)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_operands_decide_the_device() -> None:
+    for where in ("cuda:1", "cuda:0"):
+        A, B = normal(1024, 1024, where=where), normal(1024, 1024, where=where)
+        X = A.clone().requires_grad_()
+        result = gemm(1.5, X, B)
+        assert str(result.device) == where
+        result.sum().backward()
+        check(result.detach(), 1.5, A, B)
+    with pytest.raises(autogemm.InvalidProblem, match="one device for all"):
+        gemm(1.0, normal(8, 8, where="cuda:0"), normal(8, 8, where="cuda:1"))
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_training_is_eager_training(mode: str) -> None:
+    x, y = normal(1024, 512), normal(1024, 256)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        W, V = (normal(*s).div_(20).requires_grad_() for s in ((512, 1024), (1024, 256)))
+
+        def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return (gemm(1.0, gemm(1.0, x, W).relu(), V) - y).square().mean()  # noqa: B023
+
+        step = torch.compile(loss, mode=mode, fullgraph=True) if compiled else loss
+        optimizer = torch.optim.SGD([W, V], lr=0.1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            value = step(x, y)
+            value.backward()
+            optimizer.step()
+        losses.append(value.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_autocast_casts_and_a_stated_precision_does_not() -> None:
+    A, B = normal(512, 512).requires_grad_(), normal(512, 512)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert gemm(1.0, A, B).dtype == torch.bfloat16
+        exact = gemm(1.0, A, B, precision="highest")
+        gemm(1.0, A, B).float().sum().backward()
+    assert A.grad.dtype == torch.float32
+    check(exact.detach(), 1.0, A.detach(), B)
+
+
+def test_vmap_and_per_sample_gradients_agree_with_torch() -> None:
+    x, W = normal(16, 64, 128), normal(128, 32)
+    check(torch.vmap(lambda x: gemm(1.0, x, W))(x), 1.0, x, W)
+
+    def loss(multiply, W, x):  # type: ignore[no-untyped-def]
+        return multiply(x, W).tanh().sum()
+
+    ours, torchs = (
+        torch.vmap(torch.func.grad(lambda W, x, f=f: loss(f, W, x)), (None, 0))(W, x)
+        for f in (lambda a, b: gemm(1.0, a, b), torch.matmul)
+    )
+    torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_of_training_steps_get_right_gradients() -> None:
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for turn in range(10):
+                    A, B = normal(256 + 64 * seed, 512), normal(512, 384)
+                    X = A.clone().requires_grad_()
+                    G = normal(256 + 64 * seed, 384)
+                    result = gemm(1.5, X, B, precision="highest")
+                    result.backward(G)
+                    torch.cuda.current_stream().synchronize()
+                    check(result.detach(), 1.5, A, B)
+                    check(X.grad, 1.5, G, B.t())
+                    if turn % 5 == 4:
+                        autogemm.reload_tables()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
