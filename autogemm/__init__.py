@@ -2,6 +2,8 @@
 
 from autogemm import nn
 from autogemm.api import explain, gemm, gemm_, reload_tables
+from autogemm.auditing import Audit, audit
+from autogemm.diagnosis import Diagnosis, doctor
 from autogemm.errors import (
     AutogemmError,
     DatabaseError,
@@ -18,15 +20,19 @@ from autogemm.replacing import replace_linear, restore_linear
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "AutogemmError",
     "DatabaseError",
     "DatabaseWarning",
+    "Diagnosis",
     "Explanation",
     "InvalidProblem",
     "NoStrategy",
     "Product",
     "Recording",
     "__version__",
+    "audit",
+    "doctor",
     "explain",
     "gemm",
     "gemm_",

@@ -94,19 +94,32 @@ def _run_on(sample: Sample, run: Run, alpha: float, beta: float) -> torch.Tensor
 
 
 def _ratio(result: torch.Tensor, sample: Sample, problem: Problem) -> float:
-    wide = sample.reference.dtype
-    values = sample.of(result).to(wide)
-    k, dtype = problem.k, problem.dtype
-    error = (values - sample.reference).abs()
-    error -= precision.unit_roundoff(dtype) * sample.reference.abs()
-    error -= precision.underflow(dtype, k)
-    unit = precision.accumulation_roundoff(dtype) * sample.scale
+    values = sample.of(result)
+    ratio = ratios(values, sample.reference, sample.scale, problem.dtype, problem.k)
+    worst = float(ratio.max())
+    return math.inf if math.isnan(worst) else worst
+
+
+def ratios(
+    values: torch.Tensor,
+    reference: torch.Tensor,
+    scale: torch.Tensor,
+    dtype: torch.dtype,
+    k: int,
+    alpha: complex = 1.0,
+) -> torch.Tensor:
+    """R of each element, given the reference and G in double precision; waits for no GPU.
+
+    NaN and inf where a result is not finite and should be.
+    """
+    error = (values.to(reference.dtype) - reference).abs()
+    error -= precision.unit_roundoff(dtype) * reference.abs()
+    error -= max(1.0, abs(alpha)) * precision.underflow(dtype, k)
+    unit = precision.accumulation_roundoff(dtype) * scale
     # Not "error > 0": a NaN must count, and x/0 with x > 0 is inf, as it should be.
     ratio = torch.where(error <= 0, 0.0, error / unit)
     # Where the exact result is beyond the type's range, inf is right.
-    ratio[sample.reference.abs() > 0.99 * torch.finfo(dtype).max] = 0.0
-    worst = float(ratio.max())
-    return math.inf if math.isnan(worst) else worst
+    return ratio.masked_fill_(reference.abs() > 0.99 * torch.finfo(dtype).max, 0.0)
 
 
 def _sample(

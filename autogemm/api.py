@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ Scalar = complex | float | torch.Tensor
 
 _MAX_WARM_CALLS = 4096
 _warm: dict[Hashable, tuple[Run, tuple[int, int, int, int]]] = {}
+_audit: Callable[[Run, Plan], Run] | None = None
 
 _is_compiling = torch.compiler.is_compiling
 _function_mode_is_on = torch._C._is_torch_function_mode_enabled
@@ -193,6 +194,14 @@ def reload_tables() -> None:
     routing.forget()
 
 
+def bind_anew(audit: Callable[[Run, Plan], Run] | None) -> None:
+    """Forget the warm calls; what is bound from now on runs as ``audit`` wraps it, if given."""
+    global _audit
+    _audit = audit
+    _warm.clear()
+    routing.forget()  # what an audit demoted may have been why a product was handed to gemm
+
+
 # ----------------------------------------------------------------------------- cold calls
 
 
@@ -262,7 +271,10 @@ def _bound(
         # The level is settled now: the backward products keep it, whatever torch is told later.
         argument = _tolerance(precision, A).argument
         return lambda alpha, A, B, beta, C, out: _followed(alpha, A, B, beta, C, argument)
-    run = plan_for(A, B, beta, C, precision, out).bind(device_of(A.device))
+    plan = plan_for(A, B, beta, C, precision, out)
+    run = plan.bind(device_of(A.device))
+    if _audit is not None:
+        run = _audit(run, plan)
     if A.ndim > 2 or B.ndim > 2:
         run = batching.unreduced(run)
     if C is not None and beta == 0:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from autogemm.database.lookup import Evidence, Suggestion
 from autogemm.device import Device
 from autogemm.errors import NoStrategy
-from autogemm.precision import Tolerance, budget_of
+from autogemm.precision import LEVELS, Tolerance, budget_of
 from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Run, baseline
 
@@ -71,6 +71,8 @@ def reason_against(
     candidate: Candidate, problem: Problem, tolerance: Tolerance, device: Device
 ) -> str | None:
     """Why a candidate may not serve, or None if it may."""
+    if (demoted := _demoted.get((problem, candidate))) is not None:
+        return demoted
     strategy = BY_NAME.get(candidate.strategy)
     if strategy is None:
         return f"the strategy {candidate.strategy!r} is not known"
@@ -79,6 +81,18 @@ def reason_against(
         return "; ".join(reasons)
     bound = strategy.bound(problem, candidate.kwargs)
     return tolerance.shortfall(bound, problem.dtype, problem.k)
+
+
+_demoted: dict[tuple[Problem, Candidate], str] = {}
+"""What an audit found wanting, with the reason; for the life of the process."""
+
+
+def demote(problem: Problem, candidate: Candidate, reason: str) -> bool:
+    """Let a candidate serve a problem no more; False for a baseline: nothing stands behind it."""
+    if any(candidate == baseline(problem, level) for level in LEVELS):
+        return False
+    _demoted[problem, candidate] = reason
+    return True
 
 
 def defaults(problem: Problem, tolerance: Tolerance) -> list[Candidate]:

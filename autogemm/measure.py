@@ -125,7 +125,7 @@ class Workbench:
                 eager_us=eager_us, error=error, error_norm=norm, workspace_bytes=workspace,
             )  # fmt: skip
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as problem:
-            if _context_is_lost(problem):
+            if context_is_lost(problem):
                 raise
             status = "unsupported" if isinstance(problem, NotImplementedError) else "failed"
             note = f"{type(problem).__name__}: {problem}".split("\n")[0][:200]
@@ -245,7 +245,7 @@ def ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(ratios), ratios[low], ratios[high])
 
 
-def _context_is_lost(error: BaseException) -> bool:
+def context_is_lost(error: BaseException) -> bool:
     """Whether the CUDA context is beyond use, so that only a new process can go on."""
     text = str(error).lower()
     return any(

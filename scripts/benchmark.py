@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from autogemm import benchmark
-from autogemm.database import read_table, search_path, table_path
+from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
 from autogemm.device import Device, clocks, default_device, device_of, software_versions
-from autogemm.errors import AutogemmError, DatabaseError
+from autogemm.errors import AutogemmError
 from autogemm.problem import DTYPE_NAMES
 from autogemm.report import geomean, text_table
 from autogemm.strategies import BY_NAME
@@ -54,16 +54,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def find_table(options: argparse.Namespace, device: Device) -> Path:
-    places = [options.db] if options.db else search_path()
-    for place in places:
-        path = place if place.suffix == ".yaml" else table_path(place, device)
-        if path.exists():
-            return path
-    looked = ", ".join(map(str, places))
-    raise DatabaseError(f"no table for {device} in {looked}; run scripts/tune.py first.")
-
-
 def main() -> int:
     options = parse()
     if options.overhead:
@@ -80,7 +70,7 @@ def main() -> int:
         if options.regret and options.db and options.db.suffix == ".yaml":
             path = options.db
         else:
-            path = find_table(options, device_of(where))
+            path = find_table(device_of(where), options.db)
         table, _ = read_table(path, BY_NAME)
     except AutogemmError as error:
         print(error, file=sys.stderr)

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from invented import AXPBY, BF16, CPU, FULL, always, write_for_this_cpu
-from reference import check, error_ratio
 
 import autogemm
 from autogemm import InvalidProblem, NoStrategy, api, explain, gemm, gemm_
 from autogemm.database import locations
 from autogemm.device import device_of
+from autogemm.grading.oracle import check, error_ratio
 from autogemm.precision import Tolerance, fp32_compute
 from autogemm.problem import DTYPES, contiguous_problem
 from autogemm.strategies import STRATEGIES, Candidate, half

@@ -26,7 +26,6 @@ from invented import (
     table,
     write_for_this_cpu,
 )
-from reference import check
 
 import autogemm
 from autogemm import NoStrategy, dispatch, explain, gemm
@@ -34,6 +33,7 @@ from autogemm.database import Entry, locations, table_path, write_table
 from autogemm.database.lookup import Evidence, evidence_for
 from autogemm.device import Device, device_of
 from autogemm.errors import DatabaseWarning
+from autogemm.grading.oracle import check
 from autogemm.precision import Tolerance
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import STRATEGIES, Candidate, baseline

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import HOSTILE, names_for, seeded
-from reference import Truth
 from test_kernels import EMULATED, LAYOUTS, ON_GPU, PLACE, emulated, here, normal, serve
 
+from autogemm.grading.hostile import HOSTILE, names_for, seeded
+from autogemm.grading.oracle import Truth
 from autogemm.precision import ErrorBound
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import HOSTILE, names_for, seeded
 from invented import GPU
-from reference import Truth, Truths, truth_of
 
 from autogemm import problem as problems
 from autogemm.device import Device, device_of
+from autogemm.grading.hostile import HOSTILE, names_for, seeded
+from autogemm.grading.oracle import Truth, Truths, truth_of
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem, problem_of, result_shape
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate

@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hostile import BASELINE, HOSTILE, names_for, seeded
-from reference import (
+
+from autogemm.grading.hostile import BASELINE, HOSTILE, names_for, seeded
+from autogemm.grading.oracle import (
     FINITE,
     MINUS_INF,
     NOT_A_NUMBER,
@@ -24,7 +25,6 @@ from reference import (
     reference,
     truth_of,
 )
-
 from autogemm.precision import (
     LEVELS,
     ErrorBound,

@@ -13,6 +13,7 @@ from autogemm.database.entries import (
     key_of,
 )
 from autogemm.database.locations import (
+    find_table,
     search_path,
     table_files,
     table_path,
@@ -33,6 +34,7 @@ __all__ = [
     "Table",
     "by_key",
     "dump_table",
+    "find_table",
     "key_of",
     "merge_table",
     "read_table",

@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from autogemm.device import Device
-from autogemm.errors import DatabaseWarning
+from autogemm.errors import DatabaseError, DatabaseWarning
 
 VARIABLE = "AUTOGEMM_TUNING_DB"
 """Directories, or single ``.yaml`` files, with ``os.pathsep`` between them."""
@@ -54,6 +54,20 @@ def table_path(directory: Path, device: Device) -> Path:
     if directory.suffix == ".yaml" and not directory.is_dir():
         return directory
     return directory / f"{device.slug}.yaml"
+
+
+def find_table(device: Device, place: Path | None = None) -> Path:
+    """A device's own table: in ``place`` (a directory or the file), else where calls look for it.
+
+    Raises ``DatabaseError`` where there is none.
+    """
+    places = search_path() if place is None else [place]
+    for directory in places:
+        path = table_path(directory, device)
+        if path.exists():
+            return path
+    looked = ", ".join(map(str, places))
+    raise DatabaseError(f"no table for {device} in {looked}; run scripts/tune.py first.")
 
 
 def _chosen() -> list[Path]:

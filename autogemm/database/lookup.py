@@ -167,12 +167,16 @@ class Evidence:
         environment = source.table.environments.get(entry.environment)
         if environment is None:
             return ""
-        return _version_drift(environment.versions, self._device.type, candidate)
+        return version_drift(environment.versions, self._device.type, candidate)
 
 
-def _version_drift(
+def version_drift(
     measured: Mapping[str, str], device_type: str, candidate: Candidate | None
 ) -> str:
+    """How the software here differs from what a candidate was ``measured`` under; "" if not.
+
+    Of what its strategy depends on; without a candidate, of everything but the driver.
+    """
     now = software_versions(device_type)
     strategy = None if candidate is None else BY_NAME.get(candidate.strategy)
     names = now.keys() - {"driver"} if strategy is None else set(strategy.depends_on)

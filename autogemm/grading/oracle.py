@@ -1,14 +1,16 @@
 """The oracle: alpha*A*B + beta*C in wider arithmetic, and whether a result keeps the contract.
 
 Everything here is written from the contract (docs: accuracy) and from BLAS's definition, and
-uses none of the package's arithmetic: only the constants of ``autogemm.precision``. The oracle
-has tests of its own in ``test_reference.py``.
+uses none of the package's arithmetic: only the constants of ``autogemm.precision``. It judges
+every element, inf and NaN included, of results small enough for numpy; ``accuracy`` samples
+large ones on the device. The oracle has tests of its own in ``test_reference.py``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,9 @@ from autogemm.precision import (
     unit_roundoff,
 )
 
-_WIDE = {
+Array = np.ndarray[Any, Any]
+
+_WIDE: dict[torch.dtype, Any] = {
     torch.float16: np.float64,
     torch.bfloat16: np.float64,
     torch.float32: np.float64,
@@ -103,16 +107,18 @@ class Truth:
         C: torch.Tensor | None,
     ) -> None:
         shape = (self.m, self.n)
-        extended = np.clongdouble if self.dtype.is_complex else np.longdouble
+        extended: Any = np.clongdouble if self.dtype.is_complex else np.longdouble
         self.value = np.zeros(shape, dtype=extended)
         self.G = np.zeros(shape, dtype=np.longdouble)
         self.headroom = np.zeros(shape, dtype=np.longdouble)
         self.terms = np.zeros(shape)  # how many terms of the sum are not 0
-        exceptional = np.zeros(shape, dtype=bool)  # whether a term is inf or NaN
+        exceptional: Array = np.zeros(shape, dtype=bool)  # whether a term is inf or NaN
         if alpha != 0 and self.k > 0:  # NaN != 0 holds
             a, b = widen(A), widen(B)
             finite_a, finite_b = _only_finite(a), _only_finite(b)
-            exceptional |= (~np.isfinite(a)).any(1)[:, None] | (~np.isfinite(b)).any(0)[None, :]
+            rows: Any = (~np.isfinite(a)).any(1)
+            columns: Any = (~np.isfinite(b)).any(0)
+            exceptional |= rows[:, None] | columns[None, :]
             exceptional |= not np.isfinite(alpha)
             self.terms += (a != 0).astype(float) @ (b != 0).astype(float)
             moduli = (np.abs(finite_a) @ np.abs(finite_b)).astype(np.longdouble)
@@ -143,7 +149,7 @@ class Truth:
             self.kind[self.value == np.inf] = PLUS_INF
             self.kind[self.value == -np.inf] = MINUS_INF
 
-    def bound(self, limit: Limit) -> np.ndarray:
+    def bound(self, limit: Limit) -> Array:
         """The largest error each element may have."""
         allowed = (
             np.longdouble(limit.own * unit_roundoff(self.dtype)) * np.abs(self.value)
@@ -151,18 +157,21 @@ class Truth:
             + np.longdouble(limit.budget) * self.G
             + np.longdouble(underflow(self.dtype, self.k))
         )
-        return np.where(self.terms == 0, np.longdouble(0), allowed)
+        bound: Array = np.where(self.terms == 0, np.longdouble(0), allowed)
+        return bound
 
-    def may_overflow(self) -> np.ndarray:
+    def may_overflow(self) -> Array:
         """Where native arithmetic's own partial sums can leave the accumulator's range.
 
         A partial sum of A*B is not yet scaled by alpha, so an alpha below 1 does not help it.
         """
         accumulator = torch.float32 if self.dtype in (torch.float16, torch.bfloat16) else self.dtype
         margin = 1 + (3 * self.k + 8) * unit_roundoff(accumulator)
-        return self.headroom * np.longdouble(margin) > np.longdouble(torch.finfo(accumulator).max)
+        largest = np.longdouble(torch.finfo(accumulator).max)
+        loose: Array = self.headroom * np.longdouble(margin) > largest
+        return loose
 
-    def faults(self, result: torch.Tensor, limit: Limit) -> np.ndarray:
+    def faults(self, result: torch.Tensor, limit: Limit) -> Array:
         """How wrong each element is, as a multiple of what is allowed; above 1 is a fault.
 
         inf stands for a wrong inf or NaN, and for anything but 0 where every term is 0.
@@ -177,10 +186,11 @@ class Truth:
             ratio[self._misplaced(got, before_rounding)] = np.inf
         return ratio
 
-    def _both_finite(self, got: np.ndarray) -> np.ndarray:
-        return (self.kind == FINITE) & np.isfinite(got)
+    def _both_finite(self, got: Array) -> Array:
+        both: Array = (self.kind == FINITE) & np.isfinite(got)
+        return both
 
-    def _misplaced(self, got: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    def _misplaced(self, got: Array, slack: Array) -> Array:
         """Where inf and NaN are not what IEEE arithmetic can give, or are missing.
 
         ``slack`` is the error allowed before the result is rounded to its own type.
@@ -199,7 +209,7 @@ class Truth:
         )
         return ~right
 
-    def _may_be_infinite(self, got: np.ndarray, slack: np.ndarray, loose: np.ndarray) -> np.ndarray:
+    def _may_be_infinite(self, got: Array, slack: Array, loose: Array) -> Array:
         """Where the true value is finite and yet the inf or NaN found is what overflow gives."""
         beyond = _overflow_threshold(self.dtype)
         if self.dtype.is_complex:  # overflow in one part may spoil the other
@@ -223,51 +233,70 @@ class Truth:
             ratio[self._misplaced(got, near)] = np.inf
         return float(ratio.max())
 
+    def netlib_ratio(self, result: torch.Tensor, eps: float) -> float:
+        """The ratio of Netlib's level-3 test (xMMCH of xBLAT3): max |err| / (eps·G).
+
+        Without G where that is 0. Moduli stand for its sums of moduli of real and imaginary part.
+        """
+        if self.value.size == 0:
+            return 0.0
+        error = np.abs(widen(result) - self.value) / np.longdouble(eps)
+        gauge = np.where(self.G == 0, np.longdouble(1), self.G)
+        return float((error / gauge).max())
+
     def check(
         self, result: torch.Tensor, tolerance: Tolerance | ErrorBound, typical: bool = False
     ) -> None:
         """Assert that a result keeps the contract, element by element."""
-        assert isinstance(result, torch.Tensor), f"the result is a {type(result).__name__}"
-        assert tuple(result.shape) == (self.m, self.n), (
-            f"the result has shape {tuple(result.shape)}, expected {(self.m, self.n)}"
-        )
-        assert result.dtype == self.dtype, (
-            f"the result has dtype {result.dtype}, expected {self.dtype}"
-        )
-        assert result.device == self.device, (
-            f"the result is on {result.device}, expected {self.device}"
-        )
+        complaint = self.complaint(result, tolerance, typical)
+        if complaint:
+            raise AssertionError(complaint)
+
+    def complaint(
+        self, result: torch.Tensor, tolerance: Tolerance | ErrorBound, typical: bool = False
+    ) -> str:
+        """What of a result breaks the contract, with the worst element; "" if nothing does."""
+        if not isinstance(result, torch.Tensor):
+            return f"the result is a {type(result).__name__}"
+        for word, got, expected in (
+            ("shape", tuple(result.shape), (self.m, self.n)),
+            ("dtype", result.dtype, self.dtype),
+        ):
+            if got != expected:
+                return f"the result has {word} {got}, expected {expected}"
+        if result.device != self.device:
+            return f"the result is on {result.device}, expected {self.device}"
         if self.value.size == 0:
-            return
+            return ""
         limit = Limit.of(tolerance, self.dtype, self.k, typical)
         faults = self.faults(result, limit)
         worst = np.unravel_index(np.argmax(faults), faults.shape)
         if faults[worst] <= 1:
-            return
+            return ""
         i, j = (int(x) for x in worst)
-        got = widen(result)[i, j]
+        value = widen(result)[i, j]
         wrong = int((faults > 1).sum())
         digits = 9 if unit_roundoff(self.dtype) > 2.0**-30 else 17
         kind = int(self.kind[i, j])
         if kind != FINITE:
-            expected = _WORDS[kind]
+            wanted = _WORDS[kind]
         elif self.terms[i, j] == 0:
-            expected = "exactly 0, for every term is 0"
+            wanted = "exactly 0, for every term is 0"
         else:
-            expected = _text(self.value[i, j], digits)
-        error = abs(got - self.value[i, j])
+            wanted = _text(self.value[i, j], digits)
+        error = abs(value - self.value[i, j])
         unit = accumulation_roundoff(self.dtype) * self.G[i, j]
         own = unit_roundoff(self.dtype) * abs(self.value[i, j])
         floor = np.longdouble(underflow(self.dtype, self.k))
-        if kind != FINITE or not np.isfinite(got) or unit == 0:
+        if kind != FINITE or not np.isfinite(value) or unit == 0:
             ratio = math.inf
         else:
             ratio = max(0.0, float((error - own - floor) / unit))
         allowed = (
             f"{limit.units:.6g}" if limit.units else f"budget {limit.budget:.3g}*G, no units of u*G"
         )
-        raise AssertionError(
-            f"element [{i}, {j}] is {_text(got, digits)}, expected {expected}: "
+        return (
+            f"element [{i}, {j}] is {_text(value, digits)}, expected {wanted}: "
             f"error {float(error):.4g}, "
             f"bound {float(self.bound(limit)[i, j]):.4g} ({float(faults[worst]):.4g} of it); "
             f"R = {ratio:.6g}, allowed {allowed}; G = {float(self.G[i, j]):.4g}; "
@@ -315,7 +344,7 @@ def truth_of(
 
 def reference(
     alpha: complex, A: torch.Tensor, B: torch.Tensor, beta: complex, C: torch.Tensor | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Array, Array]:
     """alpha*A*B + beta*C and G = |alpha||A||B| + |beta||C| in wider arithmetic.
 
     Products are summed in float64 (complex128) for 16-bit and 32-bit operands and in numpy's
@@ -356,7 +385,7 @@ def check(
     Truth(alpha, A, B, beta, C).check(result, tolerance, typical)
 
 
-def widen(x: torch.Tensor) -> np.ndarray:
+def widen(x: torch.Tensor) -> Array:
     """A tensor as a numpy array of the wider type, conjugate and negative bits resolved."""
     x = x.detach().cpu().resolve_conj().resolve_neg()
     wide = _WIDE[x.dtype]
@@ -365,7 +394,7 @@ def widen(x: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.numpy().astype(wide))
 
 
-def _only_finite(x: np.ndarray) -> np.ndarray:
+def _only_finite(x: Array) -> Array:
     return np.where(np.isfinite(x), x, np.zeros((), x.dtype))
 
 
@@ -375,5 +404,5 @@ def _overflow_threshold(dtype: torch.dtype) -> np.longdouble:
     return np.longdouble(torch.finfo(dtype).max) * ((2 - u) / (2 - 2 * u))
 
 
-def _text(x: complex | np.number, digits: int) -> str:
+def _text(x: Any, digits: int) -> str:
     return f"{complex(x):.{digits}g}" if np.iscomplexobj(x) else f"{float(x):.{digits}g}"

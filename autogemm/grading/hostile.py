@@ -194,6 +194,26 @@ def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operand
     return _normal(m, k, g=g) * kept, (1 - kept)[:, None] * _normal(k, n, g=g), c
 
 
+@_hostile("zero_rows_and_columns")
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """The result is exactly 0 in their cross; an algorithm that mixes blocks leaves rubbish."""
+    a, b, c = _uniform(m, k, g=g), _uniform(k, n, g=g), _normal(m, n, g=g)
+    rows, columns = _uniform(m, g=g) < 0.4, _uniform(n, g=g) < 0.4
+    a[rows], b[:, columns] = 0, 0
+    c[rows], c[:, columns] = 0, 0
+    return a, b, c
+
+
+@_hostile("unequal_quadrants")
+def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
+    """Large first quadrants of A and B, which the last quadrant of the result does not hold."""
+    a, b = _normal(m, k, g=g), _normal(k, n, g=g)
+    large = 2.0 ** _span(dtype, 24)
+    a[: m // 2, : k // 2] *= large
+    b[: k // 2, : n // 2] *= large
+    return a, b, 0 * _normal(m, n, g=g)
+
+
 @_hostile("negative_zeros")
 def _(m: int, n: int, k: int, dtype: torch.dtype, g: torch.Generator) -> Operands:
     a, b, c = _normal(m, k, g=g), _normal(k, n, g=g), _normal(m, n, g=g)

@@ -1,0 +1,47 @@
+"""What torch's own product does wrong on this machine, and strategies built on it inherit.
+
+``docs/accuracy.md`` lists these under its limits. A grading reports them apart from breaches.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+FLUSHES = "oneDNN's bfloat16 products take subnormal operands for 0 on this CPU"
+SCALES_FIRST = "torch.addmm scales an operand by alpha before the product on this CPU"
+
+_BUILT_ON_TORCHS_PRODUCT = ("addmm", "baddbmm", "loop", "ksplit", "half")
+
+
+def known_fault(
+    strategy: str, dtype: torch.dtype, device_type: str, name: str, alpha: complex
+) -> str | None:
+    """What excuses a strategy on the hostile operands ``name``, or None."""
+    if device_type != "cpu" or strategy not in _BUILT_ON_TORCHS_PRODUCT:
+        return None
+    if dtype is torch.bfloat16:
+        subnormal = "subnormal" in name or "smallest_number" in name
+        return FLUSHES if subnormal and torch_flushes_bfloat16_subnormals() else None
+    at_the_ends = "largest_" in name or "smallest_number" in name
+    return SCALES_FIRST if at_the_ends and alpha != 1 and torch_scales_an_operand_first() else None
+
+
+@functools.cache
+def torch_flushes_bfloat16_subnormals() -> bool:
+    """Whether subnormal elements of bfloat16 operands vanish from a product here."""
+    subnormal = torch.full((64, 64), 2.0**-130, dtype=torch.bfloat16)
+    large = torch.full((64, 64), 2.0**100, dtype=torch.bfloat16)
+    return bool((torch.mm(subnormal, large) == 0).any())
+
+
+@functools.cache
+def torch_scales_an_operand_first() -> bool:
+    """Whether α meets an operand first: half the smallest number is 0, half a product is not."""
+    smallest, large = torch.full((64, 64), 2.0**-149), torch.full((64, 64), 2.0**100)
+    zero = torch.zeros(64, 64)
+    return any(
+        bool((torch.addmm(zero, *operands, alpha=0.5) == 0).any())
+        for operands in ((smallest, large), (large, smallest))
+    )
