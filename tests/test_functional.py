@@ -7,7 +7,6 @@ from pathlib import Path
 
 import invented
 import pytest
-from autogemm.grading import oracle as reference
 import torch
 from routed import every_product_tuned
 from torch._dynamo.backends.common import aot_autograd
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 import autogemm
 from autogemm import InvalidProblem, routing
+from autogemm.grading import oracle as reference
 from autogemm.precision import Tolerance
 
 W, BIAS = torch.randn(32, 40), torch.randn(32)
