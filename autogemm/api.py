@@ -8,6 +8,7 @@ for a plan and binds it; the bound function runs. Calls that autograd watches go
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Hashable
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import has_torch_function
 
-from autogemm import batching, dispatch, routing
+from autogemm import autocasting, batching, dispatch, routing
 from autogemm import operator as operators
 from autogemm import precision as precisions
 from autogemm import problem as problems
@@ -38,9 +39,10 @@ _is_compiling = torch.compiler.is_compiling
 _function_mode_is_on = torch._C._is_torch_function_mode_enabled
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_watched = problems.is_watched
+_grad_is_on = torch.is_grad_enabled
 _plain_classes = (torch.Tensor, torch.nn.Parameter)
 _plain_dispatch = torch._C._disabled_torch_dispatch_impl
-_autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
+_autocast_is_on = autocasting.is_on
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)
@@ -107,11 +109,11 @@ def gemm(
             ),
             None if out is None else (
                 C is out, out.shape, out.stride(), out.dtype is dtype, out.is_cpu,
-                out.__class__, out.requires_grad,
+                out.__class__, out.requires_grad and _grad_is_on(),
             ),
             _is_watched(A, B, C),
             _dispatch_modes(),
-            _autocast_is_on() and _autocast_state(),
+            _autocast_is_on() and autocasting.state(),
             _settings(A, B, C, out) if _cuda_is_built else _cpu_state(),
         )  # fmt: skip
         run, spans = _warm[key]
@@ -157,6 +159,8 @@ def explain(
     Takes ``gemm``'s arguments and raises its errors. ``print`` the result, or read its
     ``strategy``, ``parameters``, ``source`` and ``plan``.
     """
+    if precision is None and out is None:
+        A, B, C = autocasting.cast_all(A, B, C)
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
     device = device_of(A.device)
     evidence = evidence_for(device)
@@ -180,6 +184,8 @@ def plan_for(
     """The plan of a call whose arguments are checked and whose α is not 0."""
     device = device_of(A.device)
     tolerance = _tolerance(precision, A)
+    if beta == 0:
+        C = None
     A, B, C, out = batching.reduced(A, B, C, out)
     problem = problems.problem_of(A, B, C, out, beta == 0)
     captured = A.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -227,10 +233,16 @@ def _cold(
     """The first call of its kind: check everything, bind, remember, run."""
     by_number = alpha.__class__ in _numbers and beta.__class__ in _numbers
     if precision is None and out is None and _autocast_is_on():
-        cast = operators.autocast(A, B, C)
+        cast = autocasting.cast_all(A, B, C)
         if any(x is not y for x, y in zip(cast, (A, B, C), strict=True)):
-            return gemm(alpha, cast[0], cast[1], beta, cast[2])
+            result = gemm(alpha, cast[0], cast[1], beta, cast[2])
+            _remember(key, _cast_first, A, B, C, out)
+            return result
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
+        return operators.call(alpha, A, B, beta, C, out, precision=precision)
+    if not by_number:  # a number is as good, and has a place among the warm calls
+        return gemm(alpha, A, B, beta, C, precision=precision, out=out)
     if _is_observed(A, B, C, out) and not _is_watched(A, B, C):
         return operators.call(alpha, A, B, beta, C, out, precision=precision)
     if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
@@ -245,17 +257,38 @@ def _cold(
     if not _is_watched(A, B, C) and _corner(alpha, A, B) is not None:
         return _scale(alpha, A, B, beta, C, out)
     with precisions.settled():
-        # A key taken while another thread held a switch names settings nobody asked for.
-        if not by_number or key is None or key[-1] != _settings(A, B, C, out):  # type: ignore[index]
-            key = None
-        elif not all(x is None or x.__class__ in _plain_classes for x in (A, B, C, out)):
-            key = None  # what runs depends on who asks: the class, or the operator on its behalf
         run = _bound(A, B, beta, C, precision, out)
-        if key is not None:
-            if len(_warm) >= _MAX_WARM_CALLS:
-                _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
-            _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
+        # A key taken while another thread held a switch names settings nobody asked for.
+        if key is not None and key[-1] == _settings(A, B, C, out):  # type: ignore[index]
+            _remember(key, run, A, B, C, out)
     return run(alpha, A, B, beta, C, out)
+
+
+def _remember(
+    key: Hashable,
+    run: Run,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> None:
+    """Keep what runs a call for all calls with its key."""
+    if len(_warm) >= _MAX_WARM_CALLS:
+        _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
+    with contextlib.suppress(TypeError):  # a compiler's symbol in a shape has no hash
+        _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
+
+
+def _cast_first(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    A, B, C = autocasting.cast_all(A, B, C)
+    return gemm(alpha, A, B, beta, C)
 
 
 def _bound(
@@ -276,11 +309,11 @@ def _bound(
     if _audit is not None:
         run = _audit(run, plan)
     if A.ndim > 2 or B.ndim > 2:
-        run = batching.unreduced(run)
+        run = batching.unreduced(run, A, B)
     if C is not None and beta == 0:
         run = _without_c(run)
-    if _autocast_is_on() and torch.is_autocast_enabled(A.device.type):
-        run = _without_autocast(run, A.device.type)
+    if autocasting.dtype_for(A) is not None:
+        run = _without_autocast(run)
     return run
 
 
@@ -339,7 +372,7 @@ def _without_c(run: Run) -> Run:
     return lambda alpha, A, B, beta, C, out: run(alpha, A, B, 0.0, None, out)
 
 
-def _without_autocast(run: Run, device_type: str) -> Run:
+def _without_autocast(run: Run) -> Run:
     """The operands' type decides, not autocast's: the accuracy asked for is a promise."""
 
     def uncast(
@@ -350,17 +383,10 @@ def _without_autocast(run: Run, device_type: str) -> Run:
         C: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
-        with torch.autocast(device_type, enabled=False):
+        with autocasting.disabled():
             return run(alpha, A, B, beta, C, out)
 
     return uncast
-
-
-def _autocast_state() -> Hashable:
-    return tuple(
-        torch.is_autocast_enabled(where) and torch.get_autocast_dtype(where)
-        for where in ("cpu", "cuda")
-    )
 
 
 def _settings(

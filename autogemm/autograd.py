@@ -1,7 +1,7 @@
 """Derivatives of α·A·B + β·C: each product in them is a product of this library again.
 
-Knows the formulas, not how a product is computed: what multiplies is handed in. ``Product``
-serves eager calls and ``torch.func``; the operator (``operator.py``) takes the formulas alone.
+Knows the formulas, not how a product is computed: what multiplies is handed in, for eager calls
+by ``api.py`` and for traced ones by ``operator.py``.
 """
 
 from __future__ import annotations
@@ -43,25 +43,33 @@ def gradients(
         left, right = (_stacked(A), _stacked(G)) if ranks[1] < G.ndim else (A, G)
         for_B = product(alpha, left.mH, right, precision=precision)
     if needed[2]:
-        for_C = torch.zeros_like(G) if beta == 0 else G * beta.conjugate()
+        for_C = G if _is(beta, 1) else torch.zeros_like(G) if _is(beta, 0) else G * beta.conjugate()
     return for_A, for_B, for_C
+
+
+def _is(beta: complex | float, value: int) -> bool:
+    """Whether β is known to be a value; a compiler's symbol is not."""
+    return isinstance(beta, (int, float, complex)) and beta == value
 
 
 def _side_by_side(x: torch.Tensor) -> torch.Tensor:
     """(..., r, c) as (r, ...·c): the matrices of a batch beside each other."""
-    return x.movedim(-2, 0).flatten(1)
+    return x.movedim(-2, 0).reshape(x.shape[-2], -1)
 
 
 def _stacked(x: torch.Tensor) -> torch.Tensor:
     """(..., r, c) as (...·r, c): the matrices of a batch below each other."""
-    return x.flatten(0, -2)
+    return x.reshape(-1, x.shape[-1])
 
 
-def differentiable(product: Product) -> Product:
+def differentiable(product: Product, unwatched: Product | None = None) -> Product:
     """``apply(alpha, A, B, beta, C, precision)``: ``product`` with derivatives of any order.
 
     Forward mode and ``torch.func`` transforms included; ``vmap`` becomes a batched product.
+    ``product`` may itself end in ``apply`` where autograd watches. ``unwatched``, if that is
+    another function, computes the result where it does not.
     """
+    forward_product = unwatched or product
 
     class GEMM(torch.autograd.Function):
         """Named in a graph's ``grad_fn``."""
@@ -75,7 +83,7 @@ def differentiable(product: Product) -> Product:
             C: torch.Tensor | None,
             precision: str | float,
         ) -> torch.Tensor:
-            return product(alpha, A, B, beta, C, precision=precision)
+            return forward_product(alpha, A, B, beta, C, precision=precision)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

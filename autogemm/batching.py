@@ -13,6 +13,9 @@ import torch
 from autogemm.problem import result_shape
 from autogemm.strategies import Run
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+"""A result in another shape that does not count as a view: it may be updated in place."""
+
 
 class Operands(NamedTuple):
     """A, B, C and out as a strategy takes them: all 2-D or all 3-D."""
@@ -64,8 +67,9 @@ def _results(
     return (written if C is out else None if C is None else C.reshape(shape)), written
 
 
-def unreduced(run: Run) -> Run:
-    """``run`` for reduced operands, as a function of the operands that a user has."""
+def unreduced(run: Run, A: torch.Tensor, B: torch.Tensor) -> Run:
+    """``run`` for reduced operands, as a function of operands with the shapes of A and B."""
+    shape = result_shape(A, B)
 
     def run_batch(
         alpha: complex | float,
@@ -75,11 +79,10 @@ def unreduced(run: Run) -> Run:
         C: torch.Tensor | None,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
-        shape = result_shape(A, B)
         views = reduced(A, B, C, out)
         result = run(alpha, views.A, views.B, beta, views.C, views.out)
         if out is None:
-            return result if result.shape == shape else result.view(shape)
+            return result if result.shape == shape else _unsafe_view(result, shape)
         if result.data_ptr() != out.data_ptr():
             out.copy_(result.view(shape))
         return out

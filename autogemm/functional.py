@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from autogemm import operator, routing
+from autogemm import autocasting, operator, routing
 from autogemm.api import gemm
 from autogemm.errors import InvalidProblem
 from autogemm.routing import Form, Operands
@@ -30,7 +30,8 @@ def linear(
         bias: (out_features,) or None.
         precision: None leaves torch's own call in place, bit for bit, wherever tuning found
             nothing faster at the accuracy torch's settings ask for, and for all that ``gemm``
-            does not serve. Anything else is ``gemm``'s ``precision`` and always goes there.
+            does not serve. Anything else is ``gemm``'s ``precision`` and always goes there;
+            ``torch.autocast`` then narrows nothing.
 
     Returns:
         A tensor of shape (..., out_features). Under ``torch.autocast`` input, weight and bias
@@ -70,12 +71,9 @@ def _traced_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """What a compiled ``linear`` becomes: torch's own, which compilers fuse, or our operator."""
-    dtype = routing.autocast_dtype(x)
-    if not routing.wins_traced(x, weight, bias, dtype or x.dtype):
+    if not routing.wins_traced(x, weight, bias, autocasting.dtype_for(x) or x.dtype):
         return F.linear(x, weight, bias)
-    if dtype is not None:
-        x, weight = routing.cast(x, dtype), routing.cast(weight, dtype)
-        bias = None if bias is None else routing.cast(bias, dtype)
+    x, weight, bias = autocasting.cast_all(x, weight, bias)
     C = None if bias is None else bias.expand(*x.shape[:-1], weight.shape[0])
     return operator.call(1.0, x, weight.t(), 0.0 if bias is None else 1.0, C)
 
@@ -102,20 +100,13 @@ def product(
     """α·A·B + β·C of ``form(x, y, z)`` by ``gemm``, or None where torch's own call should run."""
     if not routing.wins(form, x, y, z, out, beta == 0):
         return None
-    dtype = routing.autocast_dtype(x)
-    if dtype is not None:
-        x, y = routing.cast(x, dtype), routing.cast(y, dtype)
-        z = None if z is None else routing.cast(z, dtype)
-    operands = form(x, y, z)
+    operands = form(*autocasting.cast_all(x, y, z))
     assert operands is not None  # or it would not win
     A, B, C = operands
     try:
-        result = gemm(alpha, A, B, 0.0 if C is None else beta, C, out=out)
+        return gemm(alpha, A, B, 0.0 if C is None else beta, C, out=out)
     except InvalidProblem:  # raised before anything runs: torch has its own words for it
         return None
-    if out is not None and not out.is_inference():
-        torch.autograd.graph.increment_version(out)  # a kernel's writing is not counted
-    return result
 
 
 def in_shape(result: torch.Tensor, shape: tuple[int, ...], as_view: bool) -> torch.Tensor:
@@ -134,10 +125,12 @@ def _linear_at(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    dtype = routing.autocast_dtype(x)
-    if dtype is not None:
-        x, weight = routing.cast(x, dtype), routing.cast(weight, dtype)
-        bias = None if bias is None else routing.cast(bias, dtype)
+    if autocasting.dtype_for(x) is not None:
+        # A stated precision is a promise: the activations that autocast made narrow are widened,
+        # the weights never narrowed.
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        x, weight = x.to(wide), weight.to(wide)
+        bias = None if bias is None else bias.to(wide)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     C = None if bias is None else bias.expand(rows.shape[0], weight.shape[0])
     beta = 0.0 if bias is None else 1.0

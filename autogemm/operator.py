@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
+from autogemm import autocasting
 from autogemm import precision as precisions
 from autogemm import problem as problems
-from autogemm.autograd import Product, batched, gradients
+from autogemm.autograd import Product, batched, differentiable
 from autogemm.errors import InvalidProblem
 from autogemm.problem import DTYPE_NAMES
 
@@ -41,6 +43,7 @@ def implement(product: Product) -> None:
         alpha: Any, A: Any, B: Any, beta: Any, C: Any, level: Any = None, budget: Any = None
     ) -> torch.Tensor:
         with _below():
+            A, B, C = map(_plain, (A, B, C))
             return product(alpha, A, B, beta, C, precision=_joined(level, budget))
 
     @torch.library.impl("autogemm::gemm_out", ("CPU", "CUDA"))
@@ -48,6 +51,7 @@ def implement(product: Product) -> None:
         alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any, level: Any = None,
         budget: Any = None,
     ) -> None:  # fmt: skip
+        A, B, C, out = map(_plain, (A, B, C, out))
         C = out if C is None and beta != 0 else C
         with _below():
             product(alpha, A, B, beta, C, out=out, precision=_joined(level, budget))
@@ -55,9 +59,17 @@ def implement(product: Product) -> None:
 
 @contextmanager
 def _below() -> Iterator[None]:
-    """Autograd and the classes of operands have been dealt with when a kernel is reached."""
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+    """Autograd, autocast and modes have been dealt with when a kernel is reached."""
+    with torch.no_grad(), autocasting.disabled(), _disable_current_modes():
         yield
+
+
+def _plain(x: torch.Tensor | None) -> torch.Tensor | None:
+    """The elements themselves; what a tensor's class has to say about products has been said."""
+    if x is None or x.__class__ in (torch.Tensor, torch.nn.Parameter):
+        return x
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.as_subclass(torch.Tensor)
 
 
 def call(
@@ -84,36 +96,38 @@ def traced(
     alpha = problems.as_scalar("alpha", alpha, dtype)
     beta = problems.as_scalar("beta", beta, dtype)
     if precision is None and out is None:
-        A, B, C = autocast(A, B, C)
-    problems.check_operands(A, B, C, None, beta_is_zero=C is None and beta == 0)
+        A, B, C = autocasting.cast_all(A, B, C)
+    known = isinstance(beta, (int, float, complex))  # and not a compiler's symbol
+    problems.check_operands(A, B, C, None, beta_is_zero=C is None and (not known or beta == 0))
     if precision is not None:
         precisions.stated(precision)
     if out is not None:
         problems.check_traced_out(out, A, B, C)
+    elif _transforms_are_active():
+        return _composed(alpha, A, B, beta, C, precision)
     return call(alpha, A, B, beta, C, out, precision=precision)
 
 
-def autocast(*operands: Any) -> tuple[Any, ...]:
-    """The operands as ``torch.autocast``, where it is on, has ``torch.addmm`` see them."""
-    device_type = operands[0].device.type if isinstance(operands[0], torch.Tensor) else None
-    if device_type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device_type):
-        return operands
-    dtype = torch.get_autocast_dtype(device_type)
+def _transforms_are_active() -> bool:
+    """Whether a ``torch.func`` transform is traced around the call."""
+    return bool(torch._C._are_functorch_transforms_active())
 
-    def cast(x: Any) -> Any:
-        eligible = (
-            isinstance(x, torch.Tensor)
-            and x.device.type == device_type
-            and x.is_floating_point()
-            and x.dtype != torch.float64
+
+# As torch.compiler.assume_constant_result does, which would import the compiler here.
+_transforms_are_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _composed(
+    alpha: Any, A: torch.Tensor, B: torch.Tensor, beta: Any, C: torch.Tensor | None, precision: Any
+) -> torch.Tensor:
+    """torch's own products, for traced transforms: an operator has no forward mode in torch."""
+    if precision is not None:
+        raise InvalidProblem(
+            "precision is given inside a torch.func transform that is compiled, where torch's own "
+            "product runs, at torch's own setting. Leave precision away, or do not compile it."
         )
-        if not eligible or x.dtype == dtype:
-            return x
-        if x.ndim == 2 and x.stride(0) == 0 and x.shape[0] > 1:  # a bias stays one row
-            return x[:1].to(dtype).expand(x.shape)
-        return x.to(dtype)
-
-    return tuple(map(cast, operands))
+    P: torch.Tensor = alpha * torch.matmul(A, B)
+    return P if C is None or beta == 0 else P + beta * C
 
 
 def _joined(level: str | None, budget: float | None) -> str | float | None:
@@ -146,28 +160,47 @@ def _nothing(
     return None
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    alpha, A, B, beta, _, level, budget = inputs
-    _, needs_A, needs_B, *_ = ctx.needs_input_grad
-    ctx.save_for_backward(A if needs_B else None, B if needs_A else None)
-    ctx.facts = alpha, beta, (A.ndim, B.ndim), _joined(level, budget)
-
-
-def _backward(ctx: Any, G: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    A, B = ctx.saved_tensors
-    alpha, beta, ranks, precision = ctx.facts
-    _, needs_A, needs_B, _, needs_C, *_ = ctx.needs_input_grad
-    found = gradients(
-        _product, (needs_A, needs_B, needs_C), G, alpha, A, B, beta, ranks, precision
-    )
-    return None, found[0], found[1], None, found[2], None, None
-
-
 def _mapped(info: Any, in_dims: Any, *inputs: Any) -> tuple[torch.Tensor, int]:
     return batched(torch.ops.autogemm.gemm, info.batch_size, in_dims, inputs), 0
 
 
 torch.library.register_fake("autogemm::gemm", _shape)
 torch.library.register_fake("autogemm::gemm_out", _nothing)
-torch.library.register_autograd("autogemm::gemm", _backward, setup_context=_keep)
 torch.library.register_vmap("autogemm::gemm", _mapped)
+
+
+def _below_autograd(
+    alpha: Any, A: Any, B: Any, beta: Any = 0.0, C: Any = None, *, precision: Any
+) -> torch.Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _product(alpha, A, B, beta, C, precision=precision)
+
+
+_followed = differentiable(_product, _below_autograd)
+
+
+@torch.library.impl("autogemm::gemm", "Autograd")
+def _watched(
+    alpha: Any, A: Any, B: Any, beta: Any, C: Any, level: Any = None, budget: Any = None
+) -> torch.Tensor:
+    if problems.is_watched(A, B, C):
+        return _followed(alpha, A, B, beta, C, _joined(level, budget))
+    return _below_autograd(alpha, A, B, beta, C, precision=_joined(level, budget))
+
+
+def _refused(keys: Any, *inputs: Any) -> None:
+    _, A, B, _, C, out, *_ = inputs
+    problems.refuse_grad(out, A, B, C)
+    GEMM_OUT.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+
+def _counted(keys: Any, *inputs: Any) -> None:
+    """Writes like torch's own: what autograd has kept of ``out`` is known to be stale."""
+    GEMM_OUT.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *inputs)
+    torch.autograd.graph.increment_version(inputs[5])
+
+
+GEMM_OUT = torch.ops.autogemm.gemm_out.default
+_FRAGMENT = torch.library.Library("autogemm", "FRAGMENT")
+_FRAGMENT.impl("gemm_out", _refused, "Autograd", with_keyset=True)
+_FRAGMENT.impl("gemm_out", _counted, "ADInplaceOrView", with_keyset=True)

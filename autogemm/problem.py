@@ -224,7 +224,7 @@ def as_scalar(name: str, value: object, dtype: torch.dtype) -> complex | float |
                 f"tensor, because reading it from the GPU would synchronise. Pass {name}.item() "
                 "at a point where waiting is harmless, or scale an operand with it instead."
             )
-        if value.requires_grad and torch.is_grad_enabled():
+        if (value.requires_grad and torch.is_grad_enabled()) or _has_tangent(value):
             raise InvalidProblem(
                 f"{name} is a tensor that requires grad; gemm treats {name} as a constant. "
                 f"Pass {name}.item(), or multiply the result by {name} yourself."
@@ -265,7 +265,14 @@ def as_scalar(name: str, value: object, dtype: torch.dtype) -> complex | float |
             f"{name} is {value}, beyond what {DTYPE_NAMES[dtype]} operands are multiplied with; "
             f"expected at most {largest:.7g}. Scale an operand, or use float64."
         )
-    return value
+    if value.__class__ in (float, complex):
+        return value
+    return complex(value) if isinstance(value, complex) else float(value)  # numpy has subclasses
+
+
+def _has_tangent(value: torch.Tensor) -> bool:
+    """Whether forward-mode AD follows a tensor."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
 
 
 def check_operands(
@@ -313,7 +320,7 @@ def check_traced_out(
 ) -> None:
     """Raise ``InvalidProblem`` for what is wrong with ``out`` where nothing has an address yet."""
     o = _check_form(out, A, result_shape(A, B))
-    _refuse_grad(o, A, B, C)
+    refuse_grad(o, A, B, C)
 
 
 def _check_form(out: object, A: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
@@ -327,7 +334,8 @@ def _check_form(out: object, A: torch.Tensor, expected: tuple[int, ...]) -> torc
     return o
 
 
-def _refuse_grad(*operands: torch.Tensor | None) -> None:
+def refuse_grad(*operands: torch.Tensor | None) -> None:
+    """Raise ``InvalidProblem`` where autograd would have to follow a write into ``out``."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in operands if x is not None):
         raise InvalidProblem(
             "out is given while an operand requires grad; autograd cannot follow a write into "
@@ -387,7 +395,7 @@ def check_out(
     out: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None
 ) -> None:
     """Raise ``InvalidProblem`` where writing ``out`` would touch an operand or itself."""
-    _refuse_grad(out, A, B, C)
+    refuse_grad(out, A, B, C)
     if _transform_level() is not None or (
         forward_ad._current_level >= 0 and _forward_mode_is_on()
     ):

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from autogemm import dispatch
+from autogemm import autocasting, dispatch
 from autogemm import precision as precisions
 from autogemm.batching import reduced
 from autogemm.database.lookup import evidence_for
@@ -37,9 +37,9 @@ PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 """The types that do not answer torch's calls themselves, as subclasses may."""
 
 _TURNED = {"row": "col", "col": "row"}
-_autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocast_enabled)
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _grad_enabled = torch.is_grad_enabled
+_autocast_is_on = autocasting.is_on
 
 
 def wins(
@@ -65,7 +65,7 @@ def wins(
             or (out is not None and out.__class__ not in PLAIN)
         ):
             return False
-        dtype = autocast_dtype(x) if _autocast_is_on() else None
+        dtype = autocasting.dtype_for(x) if _autocast_is_on() else None
         # The whole cost of a call that torch goes on to serve is this tuple and one look-up.
         key = (
             form, beta_is_zero, _grad_enabled(),
@@ -94,20 +94,6 @@ def wins(
 def forget() -> None:
     """Ask the tables anew from here on; ``reload_tables`` calls it."""
     _verdicts.clear()
-
-
-def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The type ``torch.autocast`` would have a product of x computed in, None where it is off."""
-    device_type = x.device.type
-    if _autocast_is_on() and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
-
-
-def cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x as ``torch.autocast`` hands it to a product: float64 and what is not real stay."""
-    eligible = x.dtype.is_floating_point and x.dtype is not torch.float64
-    return x.to(dtype) if eligible else x
 
 
 def _cuda_state(
@@ -157,7 +143,7 @@ def _judge(
     if dtype is not None:
         if out is not None:
             return False  # torch does not cast for out= and updates in place
-        x, y, z = cast(x, dtype), cast(y, dtype), None if z is None else cast(z, dtype)
+        x, y, z = autocasting.cast_all(x, y, z)
     try:
         operands = form(x, y, z)
     except (RuntimeError, IndexError):  # shapes that do not fit, strides no view can have

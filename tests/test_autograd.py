@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -314,3 +315,64 @@ def test_autocast_leaves_alone_what_it_leaves_alone_for_addmm() -> None:
         assert gemm(1.0, A.float(), B.float()).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert gemm(1.0, A.float(), B.float()).dtype == torch.bfloat16
+
+
+# ------------------------------------------------------------------------ what reviews found
+
+
+def test_a_result_may_be_updated_in_place_while_training() -> None:
+    x, W = seeded((2, 6, 5), (5, 4))
+    y = gemm(1.0, x, W.requires_grad_())
+    assert not y._is_view()
+    y += 1
+    y.sum().backward()
+    torch.testing.assert_close(W.grad, x.sum((0, 1))[:, None].expand(5, 4))
+
+
+def test_gradients_of_a_batch_are_batched_themselves() -> None:
+    x, W = seeded((2, 3, 5), (5, 4))
+    for vectorize in (True, False):
+        ours = torch.autograd.functional.jacobian(
+            lambda w: gemm(1.0, x, w), W, vectorize=vectorize
+        )
+        torchs = torch.autograd.functional.jacobian(lambda w: x @ w, W, vectorize=vectorize)
+        torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_a_factor_that_forward_mode_follows_is_refused(name: str) -> None:
+    A, B, C = seeded(*BATCHES["one"])
+    one = torch.ones((), dtype=torch.float64)
+
+    def call(s: torch.Tensor) -> torch.Tensor:
+        return gemm(s, A, B, 0.5, C) if name == "alpha" else gemm(1.5, A, B, s, C)
+
+    with pytest.raises(InvalidProblem, match=f"{name} is a tensor that requires grad"):
+        torch.func.jvp(call, (one,), (one,))
+    with forward_ad.dual_level(), pytest.raises(InvalidProblem, match="requires grad"):
+        call(forward_ad.make_dual(one, one))
+    assert torch.equal(call(one), call(1.0))  # type: ignore[arg-type]
+
+
+def test_a_warm_call_refuses_an_out_that_autograd_would_follow_only_now() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        A, B, w = seeded(*BATCHES["one"], dtype=dtype)
+        w.requires_grad_()
+        with torch.no_grad():
+            gemm(1.0, A, B, out=(w * 1).detach())
+            view = w.view(3, 2)
+            gemm(1.0, A, B, out=view.data)
+        with torch.no_grad():
+            gemm(1.0, A, B, out=w)
+        with pytest.raises(InvalidProblem, match="requires grad"):
+            gemm(1.0, A, B, out=w)
+
+
+def test_numbers_of_other_kinds_are_remembered_as_numbers() -> None:
+    A, B, C = seeded(*BATCHES["one"])
+    expected = gemm(1.5, A, B, 0.5, C)
+    gemm(np.float64(1.5), A, B, torch.tensor(0.5), C)
+    known = len(api._warm)
+    for _ in range(3):
+        assert torch.equal(gemm(np.float64(1.5), A, B, torch.tensor(0.5), C), expected)
+    assert len(api._warm) == known

@@ -208,3 +208,11 @@ def test_whatever_serves_a_batch_gives_the_same_gradients(
     assert torch.autograd.gradcheck(lambda a, b, c: gemm(1.5, a, b, 0.5, c), (A[0], B, C))
     monkeypatch.undo()
     autogemm.reload_tables()
+
+
+def test_a_c_that_does_not_merge_and_is_not_read_does_not_matter() -> None:
+    A, B, C = normal(2, 6, 5), normal(5, 4), normal(6, 4).expand(2, 6, 4)
+    for _ in ("cold", "warm"):
+        check(gemm(1.5, A, B, 0.0, C), 1.5, A, B, 0, None)
+    check(gemm(1.5, A, B, 0.5, C), 1.5, A, B, 0.5, C)
+    assert explain(1.5, A, B, 0.0, C).plan.problem.batch == 1

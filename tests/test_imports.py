@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies",),
     ("database",),
     ("dispatch",),
-    ("explanation", "batching", "autograd", "operator", "routing"),
+    ("autocasting", "explanation", "batching", "autograd", "operator", "routing"),
     ("api",),
     ("functional",),
     ("nn",),
@@ -168,7 +168,7 @@ def test_the_call_needs_nothing_of_the_tuner() -> None:
         "autogemm", "api", "explanation", "operator", "autograd", "batching", "dispatch",
         "database", "strategies", "device", "precision", "problem", "errors",
         "recording", "report", "event_times", "listener",
-        "routing", "functional", "nn", "overriding", "replacing",
+        "routing", "autocasting", "functional", "nn", "overriding", "replacing",
         "auditing", "diagnosis", "accuracy", "operands",
     }  # fmt: skip
 

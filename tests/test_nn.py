@@ -210,3 +210,31 @@ def test_layers_are_copied_compiled_and_computed_in_other_types() -> None:
     before = encoder(x)
     encoder.self_attn.__class__ = MultiheadAttention
     torch.testing.assert_close(encoder(x), before)
+
+
+def test_torchs_ways_to_build_and_change_layers_go_on() -> None:
+    assert torch.nn.utils.skip_init(autogemm.nn.Linear, 3, 4).weight.shape == (4, 3)
+
+
+def test_attention_computes_scores_by_whatever_torch_has_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def mine(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", mine)
+    x = torch.randn(5, 2, 8)
+    autogemm.nn.MultiheadAttention(8, 2)(x, x, x, need_weights=False)
+    assert calls == [1]
+
+
+def test_attention_under_a_default_device_is_still_ours() -> None:
+    layer, x = autogemm.nn.MultiheadAttention(8, 2), torch.randn(5, 2, 8)
+    with every_product_tuned() as served:
+        with torch.device("cpu"):
+            layer(x, x, x, need_weights=False)
+        assert len(served) == 2

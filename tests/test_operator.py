@@ -335,3 +335,91 @@ def test_eager_calls_do_not_pass_through_the_operator(monkeypatch: pytest.Monkey
         X = A.clone().requires_grad_()
         gemm(1.5, X, B, 0.5, C).sum().backward()
         torch.vmap(lambda b: gemm(1.5, A, b))(torch.stack([B, B]))
+
+
+# ------------------------------------------------------------------------ what reviews found
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_transforms_are_compiled_with_the_right_derivatives(backend: str) -> None:
+    def product(a: torch.Tensor) -> torch.Tensor:
+        return gemm(1.5, a, B, -0.5, C)
+
+    def loss(a: torch.Tensor) -> torch.Tensor:
+        return product(a).tanh().sum()
+
+    for transform in (
+        lambda a: torch.func.jvp(product, (a,), (a,))[1],
+        torch.func.jacfwd(product),
+        torch.func.jacrev(product),
+        torch.func.grad(loss),
+        torch.func.hessian(loss),
+        torch.vmap(lambda row: gemm(1.5, row[None], B)),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(transform, backend=backend, fullgraph=True)
+        torch.testing.assert_close(compiled(A), transform(A))
+
+
+def test_a_compiled_transform_refuses_a_precision_it_could_not_keep() -> None:
+    compiled = torch.compile(
+        torch.func.grad(lambda a: gemm(1.5, a, B, precision="highest").sum()),
+        backend="eager",
+        fullgraph=True,
+    )
+    with pytest.raises(Exception, match="precision is given inside a"):
+        compiled(A)
+
+
+def test_the_operator_has_gradients_and_refuses_to_write_where_it_could_not() -> None:
+    leaves = [x.clone().requires_grad_() for x in (A, B, C)]
+    GEMM(1.5, leaves[0], leaves[1], 0.5, leaves[2]).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, 1.5 * torch.ones(6, 5) @ B.t())
+    torch.testing.assert_close(leaves[2].grad, torch.full((6, 5), 0.5))
+    with pytest.raises(InvalidProblem, match="requires grad"):
+        GEMM_OUT(1.5, leaves[0], B, 0.0, None, torch.empty(6, 5))
+
+
+def test_what_autograd_has_kept_is_known_to_be_stale_after_an_update() -> None:
+    for call in (
+        lambda c: GEMM_OUT(1.0, A, B, 1.0, None, c),
+        lambda c: gemm_(1.0, A, B, 1.0, c),
+        lambda c: watched(gemm_, 1.0, A, B, 1.0, c),
+    ):
+        w, c = torch.ones(6, 5, requires_grad=True), C.clone()
+        y = w * c
+        call(c)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def watched(call: Callable[..., torch.Tensor], *inputs: object) -> torch.Tensor:
+    with Watching():
+        return call(*inputs)
+
+
+def test_a_disabled_mode_is_no_mode() -> None:
+    with Watching() as mode, torch._C._DisableTorchDispatch():
+        result = gemm(1.5, A, B, 0.5, C)
+    assert mode.seen == []
+    torch.testing.assert_close(result, 1.5 * A @ B + 0.5 * C)
+
+
+def test_under_autocast_the_operator_computes_what_its_shape_function_says() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+            return gemm(1.5, A, B)
+
+    program = export(Layer(), (A, B)).module()
+    X = A.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = program(X, B)
+    assert result.dtype == torch.float32
+    result.sum().backward()
+    torch.testing.assert_close(X.grad, 1.5 * torch.ones(6, 5) @ B.t())
+
+
+def test_a_jit_trace_holds_the_operator() -> None:
+    traced = torch.jit.trace(lambda A, B: gemm(1.5, A, B), (A, B))
+    assert "autogemm::gemm" in str(traced.graph)
+    torch.testing.assert_close(traced(A[:3], B), 1.5 * A[:3] @ B)

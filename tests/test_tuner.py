@@ -35,6 +35,7 @@ from autogemm.search import STARTS, TRIALS, Search, chosen_in, seeds_for
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, ParamValue, Run, Strategy
 from autogemm.strategies.addmm import Addmm
 from autogemm.strategies.base import one_of
+from autogemm.strategies.ksplit import KSplit
 from autogemm.strategies.matmul_axpby import MatmulAxpby
 from autogemm.tuner import Order, Outcome, Progress, candidates_for, tune
 from autogemm.workloads import Workload
@@ -280,12 +281,22 @@ class Noisy(Recording):
         return replace(measured, error_norm=self.norms.get(measured.candidate, 1e-7))
 
 
-def test_a_faster_emulation_that_is_noisier_is_chosen_below_the_highest_level_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    noisy_is_chosen, _ = run(tmp_path / "3", Noisy({FULL: 100.0, AXPBY: 50.0}, {AXPBY: 2e-7}))
-    assert chosen(only(noisy_is_chosen), "highest") == AXPBY  # float32 itself: another order
+@pytest.fixture
+def emulations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two strategies that are taken to multiply in a narrower type."""
     monkeypatch.setattr(MatmulAxpby, "emulates", True)
+    monkeypatch.setattr(KSplit, "emulates", True)
+
+
+def test_float32_itself_may_sum_in_another_order(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, Noisy({FULL: 100.0, AXPBY: 50.0}, {AXPBY: 2e-7}))
+    assert chosen(only(outcome), "highest") == AXPBY
+
+
+@pytest.mark.usefixtures("emulations")
+def test_a_faster_emulation_that_is_noisier_is_chosen_below_the_highest_level_alone(
+    tmp_path: Path,
+) -> None:
     facts = {FULL: 100.0, AXPBY: 50.0, SPLIT: 80.0}
     outcome, bench = run(tmp_path, Noisy(facts, {AXPBY: 2e-7, SPLIT: 0.5e-7}))
     entry = only(outcome)
@@ -304,6 +315,7 @@ def test_a_faster_emulation_that_is_noisier_is_chosen_below_the_highest_level_al
     assert {r.candidate: r.error_norm for r in kept.measured}[SPLIT] == 0.5e-7
 
 
+@pytest.mark.usefixtures("emulations")
 @pytest.mark.parametrize(
     ("base", "norm", "wins"),
     [(1e-7, 1.009e-7, True), (1e-7, 1.011e-7, False), (1e-7, 0.0, True), (0.0, 1e-9, False),
@@ -319,6 +331,7 @@ def test_noise_within_a_hundredth_of_the_baselines_is_no_reason(
     assert chosen(entry, "high") == AXPBY
 
 
+@pytest.mark.usefixtures("emulations")
 def test_what_is_too_noisy_to_be_chosen_does_not_cut_short_what_is_not(tmp_path: Path) -> None:
     """In whatever order they come, although its bound is the smaller one."""
     first = set()

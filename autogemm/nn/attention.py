@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -12,10 +13,25 @@ from torch.nn import functional as F
 from autogemm.functional import linear
 
 
+class _Scope(dict[str, Any]):
+    """Names of our own, and all others as their module has them when they are read."""
+
+    def __init__(self, module: dict[str, Any], **names: object) -> None:
+        super().__init__(names, __builtins__=builtins)
+        self._module = module
+
+    def __missing__(self, name: str) -> Any:
+        return self._module[name]
+
+
 def rebound(function: Callable[..., Any], **names: object) -> Callable[..., Any]:
     """``function`` with some of the names it reads bound to something else."""
     assert isinstance(function, FunctionType)
-    scope = {**function.__globals__, **names}
+    return _within(_Scope(function.__globals__, **names), function)
+
+
+def _within(scope: _Scope, function: Callable[..., Any]) -> Callable[..., Any]:
+    assert isinstance(function, FunctionType)
     copy = FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
@@ -23,14 +39,10 @@ def rebound(function: Callable[..., Any], **names: object) -> Callable[..., Any]
 
 # torch's own function with other projections: masks, dropout, errors stay torch's, whichever
 # version is installed. A copy of its 400 lines here would have to follow each of them.
-attend = rebound(
-    F.multi_head_attention_forward,
-    linear=linear,
-    **{
-        name: rebound(getattr(F, name), linear=linear)
-        for name in ("_in_projection", "_in_projection_packed")
-    },
-)
+_SCOPE = _Scope(F.__dict__, linear=linear)
+for _name in ("_in_projection", "_in_projection_packed", "multi_head_attention_forward"):
+    _SCOPE[_name] = _within(_SCOPE, getattr(F, _name))
+attend = _SCOPE["multi_head_attention_forward"]
 """``torch.nn.functional.multi_head_attention_forward``, its projections by ``autogemm.linear``."""
 
 

@@ -18,8 +18,17 @@ class Linear(torch.nn.Linear):
 
     precision: str | float | None = None
 
-    def __init__(self, *args: Any, precision: str | float | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        precision: str | float | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
         if precision is not None:
             self.precision = precision
 
