@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from autogemm.database.fields import Invalid, found
+from autogemm.database.plain import parse
 from autogemm.errors import InvalidProblem
 from autogemm.problem import DTYPES, UPDATES, Problem, Update, contiguous_problem
 
@@ -208,6 +209,7 @@ def _cpu(name: str) -> Iterator[_Spec]:
 
 # ------------------------------------------------------------------------ files of shapes
 
+_MAX_CHARACTERS = 2**24
 _COLUMNS = ("m", "n", "k", "dtype", "layout", "update", "batch", "count")
 
 
@@ -220,20 +222,28 @@ def read_shapes(path: Path, device_type: str) -> list[Workload]:
     the file, the row and the value.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidProblem(f"{path}: cannot be read ({error}).") from None
-    if path.suffix.lower() == ".csv":
-        rows: Any = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
-    else:
-        try:
-            rows = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
-            raise InvalidProblem(f"{path}: is not YAML: {error}") from None
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidProblem(
+            f"{path}: expected at most {_MAX_CHARACTERS} characters, found a larger file."
+        )
+    try:
+        if path.suffix.lower() == ".csv":
+            rows: Any = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+        else:
+            # The subset of YAML that tables are written in: a full loader runs out of stack on
+            # "[[[[…", and an error that shows what a few nested aliases stand for never ends.
+            rows = parse(text, ended=False)
+    except (Invalid, csv.Error) as error:
+        kind = "CSV" if path.suffix.lower() == ".csv" else "YAML"
+        raise InvalidProblem(f"{path}: is not {kind}: {error}") from None
     if not isinstance(rows, list) or not rows:
         raise InvalidProblem(
             f"{path}: expected a list of problems, each with m, n and k, found "
-            f"{'nothing' if not rows else type(rows).__name__}."
+            f"{found(rows) if rows else 'nothing'}."
         )
     counts: dict[Problem, int] = {}
     for i, row in enumerate(rows):
@@ -244,14 +254,15 @@ def read_shapes(path: Path, device_type: str) -> list[Workload]:
 
 def _workload(row: Any, where: str, device_type: str) -> Workload:
     if not isinstance(row, Mapping):
-        raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {row!r}.")
+        raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {found(row)}.")
     given = {key: value for key, value in row.items() if value not in (None, "")}
     if None in given:  # csv's name for cells beyond the header
-        raise InvalidProblem(f"{where}: more cells than the header has columns: {given[None]}.")
-    unknown = sorted(map(str, set(given) - set(_COLUMNS)))
+        more = ", ".join(map(found, given[None][:4]))
+        raise InvalidProblem(f"{where}: more cells than the header has columns: {more}.")
+    unknown = ", ".join(sorted(key for key in given if key not in _COLUMNS))
     if unknown:
         raise InvalidProblem(
-            f"{where}: unknown column {', '.join(unknown)}; expected {', '.join(_COLUMNS)}."
+            f"{where}: unknown column {unknown[:200]}; expected {', '.join(_COLUMNS)}."
         )
     sizes = [_integer(given, key, where) for key in ("m", "n", "k")]
     dtype = _word(given, "dtype", "float32", DTYPES, where)
@@ -269,9 +280,9 @@ def _integer(given: Mapping[str, Any], key: str, where: str) -> int:
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        found = "nothing" if value is None else repr(value)
+        shown = "nothing" if value is None else found(value)
         raise InvalidProblem(
-            f"{where}: {key} must be a positive integer below 2147483648, found {found}."
+            f"{where}: {key} must be a positive integer below 2147483648, found {shown}."
         )
     return value
 
@@ -282,7 +293,9 @@ def _word(
     value = given.get(key, default)
     value = value.strip() if isinstance(value, str) else value
     if value not in tuple(legal):
-        raise InvalidProblem(f"{where}: {key} must be one of {', '.join(legal)}, found {value!r}.")
+        raise InvalidProblem(
+            f"{where}: {key} must be one of {', '.join(legal)}, found {found(value)}."
+        )
     return str(value)
 
 
