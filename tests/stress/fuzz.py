@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from invented import AXPBY, BF16, CPU, FULL, always, choice, entry, row, table
-from stress import Figures, GoingOn
 
 from autogemm import dispatch
 from autogemm.database import dump_table, read_table
@@ -29,6 +28,7 @@ from autogemm.precision import Tolerance
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 from autogemm.workloads import read_shapes
+from stress import Figures, GoingOn
 
 SECONDS_EACH = 1.0
 GROWTH_BYTES = 256 * 2**20
@@ -75,7 +75,7 @@ NASTY = (
     "{", "}", "../../../../etc/passwd", "/etc/passwd", "..\\..\\x", "file:///etc/passwd",
     "$(touch HACKED)", "__import__('os')", "__class__", "{strategy: ../../addmm}", "addmm\x00",
     "a" * 100_000, "a: " * 2000, "\n" * 5000, " " * 5000, "- [" * 500, "{" * 500 + "}" * 500,
-    "x: &x [1]\n" + "".join(f"y{i}: &y{i} [*{'xy'[i > 0]}{i - 1 if i else ''}]\n" for i in range(9)),
+    "x: &x0 [1]\n" + "".join(f"y{i}: &x{i} [*x{i - 1}]\n" for i in range(1, 9)),
 )  # fmt: skip
 
 
@@ -267,13 +267,17 @@ def fuzz_tables(going_on: GoingOn, seed: int = 0) -> Figures:
         try:
             found, problems = table_from_text(text, path, frozenset(BY_NAME))
         except DatabaseError as error:
-            assert len(str(error)) < 2000, "the message repeats the file"
-            return False
+            return _refused(error)
         assert all(len(problem) < 2000 for problem in problems)
         _plan_with(Evidence(device, [Source(replace(found, device=device), False)]), asked)
         return True
 
     return read_all(going_on, read, inputs)
+
+
+def _refused(error: Exception) -> bool:
+    assert len(str(error)) < 2000, "the message repeats the file"
+    return False
 
 
 def _plan_with(evidence: Evidence, asked: list[tuple[Problem, Tolerance]]) -> None:
@@ -325,8 +329,7 @@ def fuzz_shapes(going_on: GoingOn, folder: Path, seed: int = 0) -> Figures:
         try:
             found = read_shapes(current, "cpu")
         except InvalidProblem as error:
-            assert len(str(error)) < 2000, "the message repeats the file"
-            return False
+            return _refused(error)
         for workload in found:
             problem = workload.problem
             assert min(problem.m, problem.n, problem.k, workload.count) >= 1

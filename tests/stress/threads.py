@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from invented import always, write_for_this_cpu
 from reference import Limit, Truth, widen
-from stress import Figures, GoingOn
 
 from autogemm import gemm, reload_tables
 from autogemm.device import device_of
 from autogemm.precision import Tolerance
 from autogemm.problem import DTYPES, contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
+from stress import Figures, GoingOn
 
 THREADS = 8
 CHOICES = (
