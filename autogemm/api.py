@@ -24,6 +24,7 @@ from autogemm.autograd import differentiable
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
 from autogemm.dispatch import Plan
+from autogemm.errors import NoStrategy
 from autogemm.explanation import Explanation
 from autogemm.problem import DTYPE_NAMES
 from autogemm.strategies import Run
@@ -161,6 +162,7 @@ def explain(
     evidence = evidence_for(device)
     corner = _corner(alpha, A, B)
     if corner is not None:
+        _check_scale_budget(beta, A, precision)
         return Explanation(None, corner, str(device), evidence.sources, ())
     plan = plan_for(A, B, beta, C, precision, out)
     others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
@@ -233,6 +235,7 @@ def _cold(
     if out is not None and C is not None and C is not out and problems.same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     if not _is_watched(A, B, C) and _corner(alpha, A, B) is not None:
+        _check_scale_budget(beta, A, precision)
         return _scale(alpha, A, B, beta, C, out)
     with precisions.settled():
         # A key taken while another thread held a switch names settings nobody asked for.
@@ -304,6 +307,16 @@ def _corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | N
     if alpha == 0:
         return "alpha = 0, so the result is beta*C and A and B are not read"
     return None
+
+
+def _check_scale_budget(beta: complex | float, A: torch.Tensor, precision: Any) -> None:
+    """β·C rounds once; raise ``NoStrategy`` where the budget does not allow even that."""
+    reason = _tolerance(precision, A).shortfall(precisions.ErrorBound(0.0, 0.0), A.dtype, 0)
+    if reason is not None and beta not in (0, 1):
+        raise NoStrategy(
+            f"nothing is multiplied, but beta*C is rounded: {reason}. Ask for less, or use a "
+            "wider type."
+        )
 
 
 def _scale(
