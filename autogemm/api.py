@@ -44,6 +44,8 @@ _autocast_is_on = getattr(torch._C, "_is_any_autocast_enabled", torch.is_autocas
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)
+_TINY: Any = torch.finfo(torch.float32).tiny
+_widened = {torch.complex64: torch.complex128}
 
 
 def gemm(
@@ -101,7 +103,10 @@ def gemm(
         key = (
             A.shape, A.stride(), dtype, A.is_cpu, A.__class__,
             B.shape, B.stride(), B.dtype is dtype, B.is_cpu, B.__class__,
-            alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision, precision.__class__,
+            alpha.__class__, beta.__class__,
+            _TINY > abs(alpha) and (alpha == 0 or None), _TINY > abs(beta) and (beta == 0 or None),
+            alpha == alpha,
+            precision, precision.__class__,
             None if C is None else (
                 C.shape, C.stride(), C.dtype is dtype, C.is_cpu, C.__class__
             ),
@@ -223,6 +228,16 @@ def _cold(
         if any(x is not y for x, y in zip(cast, (A, B, C), strict=True)):
             return gemm(alpha, cast[0], cast[1], beta, cast[2])
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
+    if alpha != alpha:
+        # MKL takes a NaN for 0 in small products, and may leave them unwritten (torch 2.13).
+        return gemm(1.0, A * alpha, B, beta, C, precision=precision, out=out)
+    if (0 < abs(alpha) < _TINY or 0 < abs(beta) < _TINY) and _accumulates_in_32_bits(A.dtype):
+        # As float32 such a number has lost digits, or is 0, for which libraries skip the product
+        # and may leave the result unwritten (oneDNN in torch 2.13).
+        wide = _widened.get(A.dtype, torch.float64)
+        Z = None if C is None or beta == 0 else C.to(wide)
+        result = gemm(alpha, A.to(wide), B.to(wide), beta, Z, precision=precision)
+        return result.to(A.dtype) if out is None else out.copy_(result)
     if _is_observed(A, B, C, out) and not _is_watched(A, B, C):
         return operators.call(alpha, A, B, beta, C, out, precision=precision)
     if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
@@ -282,6 +297,10 @@ def _is_observed(*operands: torch.Tensor | None) -> bool:
     return has_torch_function(special) or any(
         getattr(x, "__torch_dispatch__", _plain_dispatch) is not _plain_dispatch for x in special
     )
+
+
+def _accumulates_in_32_bits(dtype: torch.dtype) -> bool:
+    return precisions.accumulation_roundoff(dtype) > 2.0**-30
 
 
 def _tolerance(precision: Any, A: torch.Tensor) -> precisions.Tolerance:

@@ -12,7 +12,6 @@ from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy, one_of
-from autogemm.strategies.combine import combine
 
 
 class Addmm(Strategy):
@@ -52,8 +51,6 @@ class Addmm(Strategy):
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         run = _run_one_row if problem.update == "bias" and device.has_cuda else _run
-        if problem.dtype is torch.complex64 and not device.has_cuda:
-            run = _run_complex
         reduced = params["reduction"] == "reduced"
         return switched(run, full_accuracy_switch(problem, reduced=reduced))
 
@@ -147,17 +144,3 @@ def _run_one_row(
     assert C is not None
     # A 1-D input lets torch use cuBLASLt's bias epilogue instead of filling the result first.
     return _run(alpha, A, B, beta, C[0], out)
-
-
-def _run_complex(
-    alpha: complex | float,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    beta: complex | float,
-    C: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    if alpha == alpha:
-        return _run(alpha, A, B, beta, C, out)
-    # MKL's cgemm takes a NaN for 0, and may leave the result unwritten (torch 2.13).
-    return combine(alpha, torch.mm(A, B), beta, C, out, A.dtype, fused=False)
