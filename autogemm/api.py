@@ -104,7 +104,7 @@ def gemm(
             A.shape, A.stride(), dtype, A.is_cpu, A.__class__,
             B.shape, B.stride(), B.dtype is dtype, B.is_cpu, B.__class__,
             alpha.__class__, beta.__class__,
-            _TINY > abs(alpha) and (alpha == 0 or None), _TINY > abs(beta) and (beta == 0 or None),
+            abs(alpha) < _TINY and (alpha == 0 or None), abs(beta) < _TINY and (beta == 0 or None),
             alpha == alpha,
             precision, precision.__class__,
             None if C is None else (
