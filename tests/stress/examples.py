@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as random_seed
 from hypothesis import strategies as st
 from reference import Truth
 
 from autogemm import InvalidProblem, NoStrategy, gemm
 from autogemm.precision import LEVELS, Tolerance
 from autogemm.problem import DTYPES
-from stress import Figures
+from stress import Figures, GoingOn
 
 SIZES = st.one_of(st.integers(0, 9), st.sampled_from((15, 16, 17, 31, 33, 64, 65, 127)))
 REALS = st.one_of(
@@ -173,17 +174,26 @@ def _check_each(call: Call, result: torch.Tensor, before: list[torch.Tensor | No
         Truth(alpha, a, b, beta, c if beta != 0 else None).check(one, tolerance)
 
 
-def try_examples(count: int, *, derandomize: bool) -> Figures:
+def try_examples(count: int, seed: int = 0) -> Figures:
     """Let hypothesis try ``count`` calls; it shrinks the first that fails and tells it."""
     tried = [0, 0]
 
+    @random_seed(seed)
     @settings(
-        max_examples=count, derandomize=derandomize, database=None, deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+        max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     @given(calls())
     def each(call: Call) -> None:
         tried[check_call(call)] += 1
 
     each()
     return {"examples": sum(tried), "computed": tried[1], "refused": tried[0], "failures": 0}
+
+
+def try_many(going_on: GoingOn) -> Figures:
+    """The same in rounds of a thousand, each on a seed of its own."""
+    total = {"examples": 0, "computed": 0, "refused": 0, "failures": 0}
+    while going_on(int(total["examples"])):
+        for what, figure in try_examples(1000, seed=int(total["examples"])).items():
+            total[what] += int(figure)
+    return dict(total)

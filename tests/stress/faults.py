@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from autogemm.database import Entry, Measured, Table, merge_table, read_table, t
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import STRATEGIES, Candidate
+from autogemm.supervisor import Restarted, supervise
 from autogemm.tuner import Order, Outcome, Progress, tune
 from autogemm.workloads import Workload
 from stress import Figures, GoingOn
@@ -265,3 +267,48 @@ def tear_journals(going_on: GoingOn, folder: Path, seed: int = 0) -> Figures:
         torn += 1
     return {"torn journals": torn, "resumed": torn}
 
+
+
+def hang_and_crash(folder: Path) -> Figures:
+    """Real workers on this CPU whose candidates segfault, hang, or run out of memory."""
+    (folder / "sitecustomize.py").write_text(_FATAL)
+    problem = contiguous_problem(8, 8, 300, torch.float32, device_type="cpu")
+    order = Order(
+        workloads=(Workload(problem),), directory=folder / "tables",
+        storage=str(folder / "trials.journal"), levels=("highest",),
+    )  # fmt: skip
+    news: list[str] = []
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *sys.path])
+    try:
+        outcome = supervise(
+            order, "cpu", lambda x: news.append(x.reason) if isinstance(x, Restarted) else None,
+            silence_s=15.0,
+        )  # fmt: skip
+    finally:
+        os.environ["PYTHONPATH"] = before
+    (entry,) = outcome.entries
+    rows = {str(row.candidate): row for row in entry.measured}
+    fatal = [row for name, row in rows.items() if not name.startswith("addmm")]
+    assert rows["addmm(reduction=full)"].status == "ok"
+    assert all(row.status == "failed" for row in fatal), rows
+    assert entry.choices["highest"]["eager"].candidate.strategy == "addmm"
+    died = sum("died" in reason for reason in news)
+    return {"candidates failed": len(fatal), "crashes": died, "hangs": len(news) - died}
+
+
+_FATAL = """
+import os, signal, sys, time
+if "spawn_main" in " ".join(sys.orig_argv):
+    import autogemm.measure as measure
+    bind = measure.Workbench.bind
+    def fatal(self, candidate):
+        if candidate.strategy == "matmul_axpby":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if candidate.strategy == "onednn":
+            time.sleep(10_000)
+        if candidate.strategy == "ksplit":
+            raise (MemoryError if candidate.kwargs["form"] == "batched" else KeyError)("made up")
+        return bind(self, candidate)
+    measure.Workbench.bind = fatal
+"""
