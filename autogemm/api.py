@@ -186,7 +186,8 @@ def plan_for(
     """The plan of a call whose arguments are checked and whose α is not 0."""
     device = device_of(A.device)
     tolerance = _tolerance(precision, A)
-    A, B, C, out = batching.reduced(A, B, C, out)
+    # What is not read has no say in how a batch is laid out: a run does without it, too.
+    A, B, C, out = batching.reduced(A, B, None if beta == 0 else C, out)
     problem = problems.problem_of(A, B, C, out, beta == 0)
     captured = A.is_cuda and torch.cuda.is_current_stream_capturing()
     mode = "graph" if captured else "eager"

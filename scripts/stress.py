@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,9 +61,10 @@ def main() -> int:
                     Path(folder),
                 )
                 told = ", ".join(f"{value} {what}" for what, value in figures.items())
-            except AssertionError as error:
+            except Exception as error:
                 failed += 1
-                told = f"FAILED: {error}"
+                traceback.print_exc()
+                told = f"FAILED: {str(error)[:200]}"
         rows.append((name, told, f"{time.monotonic() - start:.0f}"))
         print(f"{name}: {told}", flush=True)
     print(text_table(("part", "figures", "s"), rows))

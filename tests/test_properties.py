@@ -70,6 +70,12 @@ def test_a_scalar_at_the_edge_leaves_derivatives_right() -> None:
     assert torch.allclose(A.grad.double(), expected, rtol=1e-4)  # type: ignore[union-attr]
 
 
+def test_a_c_that_is_not_read_has_no_say_in_how_a_batch_is_laid_out() -> None:
+    A, B, C = torch.randn(3, 64, 7), torch.randn(7, 64), torch.randn(3, 64, 64).mT
+    for _ in range(2):
+        assert torch.allclose(gemm(1.5, A, B, 0.0, C), 1.5 * A @ B, atol=1e-4)
+
+
 def test_a_budget_that_one_rounding_exceeds_is_refused_where_nothing_is_multiplied() -> None:
     A, B, C = operands(torch.float32)
     for call in (gemm, explain):

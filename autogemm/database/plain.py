@@ -68,11 +68,11 @@ def _document(events: _Events, ended: bool) -> object:
 def _node(event: Any, events: _Events, depth: int) -> object:
     kind = type(event)
     if kind is yaml.AliasEvent:
-        raise _refused(event, "no aliases", f"*{event.anchor}")
+        raise _refused(event, "no aliases", f"*{event.anchor:.60}")
     if event.anchor is not None:
-        raise _refused(event, "no anchors", f"&{event.anchor}")
+        raise _refused(event, "no anchors", f"&{event.anchor:.60}")
     if event.tag is not None:
-        raise _refused(event, "no tags", event.tag)
+        raise _refused(event, "no tags", f"{event.tag:.60}")
     if kind is yaml.ScalarEvent:
         return _scalar(event.value) if event.implicit[0] else event.value
     if depth > MAX_DEPTH:
