@@ -21,7 +21,7 @@ def test_no_bytes_in_a_tables_file_crash_its_reader(tmp_path: Path) -> None:
 
 
 def test_no_mutation_of_a_list_of_shapes_crashes_its_reader(tmp_path: Path) -> None:
-    figures = fuzz.fuzz_shapes(up_to(1000), tmp_path)
+    figures = fuzz.fuzz_shapes(up_to(700), tmp_path)
     assert 50 < figures["taken"] < 950, "the mutations are too mild or too wild to tell"
 
 
