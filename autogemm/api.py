@@ -120,7 +120,7 @@ def gemm(
             _settings(A, B, C, out) if _cuda_is_built else _cpu_state(),
         )  # fmt: skip
         run, spans = _warm[key]
-    except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError):
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
     if out is not None and _touches(out, A, B, C, spans):
         problems.check_out(out, A, B, C)
