@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from autogemm import problem as problems
 from autogemm.autograd import differentiable
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
-from autogemm.dispatch import Plan
+from autogemm.dispatch import Audit, Plan
+from autogemm.errors import NoStrategy
 from autogemm.explanation import Explanation
 from autogemm.problem import DTYPE_NAMES
 from autogemm.strategies import Run
@@ -33,7 +34,7 @@ Scalar = complex | float | torch.Tensor
 
 _MAX_WARM_CALLS = 4096
 _warm: dict[Hashable, tuple[Run, tuple[int, int, int, int]]] = {}
-_audit: Callable[[Run, Plan], Run] | None = None
+_audit: Audit | None = None
 
 _is_compiling = torch.compiler.is_compiling
 _function_mode_is_on = torch._C._is_torch_function_mode_enabled
@@ -46,6 +47,8 @@ _autocast_is_on = autocasting.is_on
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)
+_TINY: Any = torch.finfo(torch.float32).tiny
+_widened = {torch.complex64: torch.complex128}
 
 
 def gemm(
@@ -103,7 +106,10 @@ def gemm(
         key = (
             A.shape, A.stride(), dtype, A.is_cpu, A.__class__,
             B.shape, B.stride(), B.dtype is dtype, B.is_cpu, B.__class__,
-            alpha.__class__, beta.__class__, alpha == 0, beta == 0, precision, precision.__class__,
+            alpha.__class__, beta.__class__,
+            abs(alpha) < _TINY and (alpha == 0 or None), abs(beta) < _TINY and (beta == 0 or None),
+            alpha == alpha,
+            precision, precision.__class__,
             None if C is None else (
                 C.shape, C.stride(), C.dtype is dtype, C.is_cpu, C.__class__
             ),
@@ -117,7 +123,7 @@ def gemm(
             _settings(A, B, C, out) if _cuda_is_built else _cpu_state(),
         )  # fmt: skip
         run, spans = _warm[key]
-    except (KeyError, AttributeError, TypeError, RuntimeError, OverflowError):
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
     if out is not None and _touches(out, A, B, C, spans):
         problems.check_out(out, A, B, C)
@@ -166,6 +172,7 @@ def explain(
     evidence = evidence_for(device)
     corner = _corner(alpha, A, B)
     if corner is not None:
+        _check_scale_budget(beta, A, precision)
         return Explanation(None, corner, str(device), evidence.sources, ())
     plan = plan_for(A, B, beta, C, precision, out)
     others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
@@ -184,9 +191,8 @@ def plan_for(
     """The plan of a call whose arguments are checked and whose α is not 0."""
     device = device_of(A.device)
     tolerance = _tolerance(precision, A)
-    if beta == 0:
-        C = None
-    A, B, C, out = batching.reduced(A, B, C, out)
+    # What is not read has no say in how a batch is laid out: a run does without it, too.
+    A, B, C, out = batching.reduced(A, B, None if beta == 0 else C, out)
     problem = problems.problem_of(A, B, C, out, beta == 0)
     captured = A.is_cuda and torch.cuda.is_current_stream_capturing()
     mode = "graph" if captured else "eager"
@@ -200,7 +206,7 @@ def reload_tables() -> None:
     routing.forget()
 
 
-def bind_anew(audit: Callable[[Run, Plan], Run] | None) -> None:
+def bind_anew(audit: Audit | None) -> None:
     """Forget the warm calls; what is bound from now on runs as ``audit`` wraps it, if given."""
     global _audit
     _audit = audit
@@ -243,6 +249,16 @@ def _cold(
         return operators.call(alpha, A, B, beta, C, out, precision=precision)
     if not by_number:  # a number is as good, and has a place among the warm calls
         return gemm(alpha, A, B, beta, C, precision=precision, out=out)
+    if alpha != alpha:
+        # MKL takes a NaN for 0 in small products, and may leave them unwritten (torch 2.13).
+        return gemm(1.0, A * alpha, B, beta, C, precision=precision, out=out)
+    if (0 < abs(alpha) < _TINY or 0 < abs(beta) < _TINY) and _accumulates_in_32_bits(A.dtype):
+        # As float32 such a number has lost digits, or is 0, for which libraries skip the product
+        # and may leave the result unwritten (oneDNN in torch 2.13).
+        wide = _widened.get(A.dtype, torch.float64)
+        Z = None if C is None or beta == 0 else C.to(wide)
+        result = gemm(alpha, A.to(wide), B.to(wide), beta, Z, precision=precision)
+        return result.to(A.dtype) if out is None else out.copy_(result)
     if _is_observed(A, B, C, out) and not _is_watched(A, B, C):
         return operators.call(alpha, A, B, beta, C, out, precision=precision)
     if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
@@ -255,6 +271,7 @@ def _cold(
     if out is not None and C is not None and C is not out and problems.same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     if not _is_watched(A, B, C) and _corner(alpha, A, B) is not None:
+        _check_scale_budget(beta, A, precision)
         return _scale(alpha, A, B, beta, C, out)
     with precisions.settled():
         run = _bound(A, B, beta, C, precision, out)
@@ -304,10 +321,7 @@ def _bound(
         # The level is settled now: the backward products keep it, whatever torch is told later.
         argument = _tolerance(precision, A).argument
         return lambda alpha, A, B, beta, C, out: _followed(alpha, A, B, beta, C, argument)
-    plan = plan_for(A, B, beta, C, precision, out)
-    run = plan.bind(device_of(A.device))
-    if _audit is not None:
-        run = _audit(run, plan)
+    run = plan_for(A, B, beta, C, precision, out).bind(device_of(A.device), _audit)
     if A.ndim > 2 or B.ndim > 2:
         run = batching.unreduced(run, A, B)
     if C is not None and beta == 0:
@@ -325,6 +339,10 @@ def _is_observed(*operands: torch.Tensor | None) -> bool:
     return has_torch_function(special) or any(
         getattr(x, "__torch_dispatch__", _plain_dispatch) is not _plain_dispatch for x in special
     )
+
+
+def _accumulates_in_32_bits(dtype: torch.dtype) -> bool:
+    return precisions.accumulation_roundoff(dtype) > 2.0**-30
 
 
 def _tolerance(precision: Any, A: torch.Tensor) -> precisions.Tolerance:
@@ -350,6 +368,16 @@ def _corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | N
     if alpha == 0:
         return "alpha = 0, so the result is beta*C and A and B are not read"
     return None
+
+
+def _check_scale_budget(beta: complex | float, A: torch.Tensor, precision: Any) -> None:
+    """β·C rounds once; raise ``NoStrategy`` where the budget does not allow even that."""
+    reason = _tolerance(precision, A).shortfall(precisions.ErrorBound(0.0, 0.0), A.dtype, 0)
+    if reason is not None and beta not in (0, 1):
+        raise NoStrategy(
+            f"nothing is multiplied, but beta*C is rounded: {reason}. Ask for less, or use a "
+            "wider type."
+        )
 
 
 def _scale(

@@ -7,12 +7,13 @@ from measurements, and every choice must pass its strategy's ``reasons_not`` and
 from __future__ import annotations
 
 import decimal
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from autogemm.database.lookup import Evidence, Suggestion
 from autogemm.device import Device
 from autogemm.errors import NoStrategy
-from autogemm.precision import LEVELS, Tolerance, budget_of
+from autogemm.precision import LEVELS, Tolerance, budget_of, is_alone
 from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Run, baseline
 
@@ -34,17 +35,52 @@ class Plan:
     expected_error: float | None = None
     passed_over: tuple[tuple[Candidate, str], ...] = ()
     """Better-placed candidates that could not serve, each with the reason."""
+    among_threads: Candidate | None = None
+    """What runs instead while the process has other threads, which would see the candidate lower
+    a setting of torch's; None where it lowers none."""
 
-    def bind(self, device: Device) -> Run:
-        """The function that runs the plan."""
-        strategy = BY_NAME[self.candidate.strategy]
-        return strategy.bind(self.problem, device, self.candidate.kwargs)
+    def bind(self, device: Device, audit: Audit | None = None) -> Run:
+        """The function that runs the plan; ``audit`` wraps what a candidate runs."""
+        alone = self._bound(self.candidate, device, audit)
+        if self.among_threads is None:
+            return alone
+        among_threads = self._bound(self.among_threads, device, audit)
+        # Asked at every call: a thread may have been started since the last one.
+        return lambda *call: (alone if is_alone() else among_threads)(*call)
+
+    def _bound(self, candidate: Candidate, device: Device, audit: Audit | None) -> Run:
+        run = BY_NAME[candidate.strategy].bind(self.problem, device, candidate.kwargs)
+        if audit is None:
+            return run
+        return audit(run, replace(self, candidate=candidate, among_threads=None))
+
+
+Audit = Callable[[Run, Plan], Run]
+"""What an audit makes of a function that runs a plan: one that also checks some results."""
 
 
 def plan(
     problem: Problem, tolerance: Tolerance, device: Device, mode: str, evidence: Evidence
 ) -> Plan:
     """Choose. Raises ``NoStrategy``, with every reason, if nothing can keep the promise."""
+    found = _chosen(problem, tolerance, device, mode, evidence)
+    if not _lowers(found.candidate, problem):
+        return found
+    # Full accuracy may stand in for anything: what lowers a setting has the looser bound.
+    for candidate in evidence.measured_faster(problem, tolerance, mode):
+        reason = reason_against(candidate, problem, tolerance, device)
+        if reason is None and not _lowers(candidate, problem):
+            return replace(found, among_threads=candidate)
+    return replace(found, among_threads=baseline(problem, "highest"))
+
+
+def _lowers(candidate: Candidate, problem: Problem) -> bool:
+    return BY_NAME[candidate.strategy].lowers(problem, candidate.kwargs)
+
+
+def _chosen(
+    problem: Problem, tolerance: Tolerance, device: Device, mode: str, evidence: Evidence
+) -> Plan:
     passed_over: list[tuple[Candidate, str]] = []
     for suggestion in evidence.suggestions(problem, tolerance, mode):
         reason = reason_against(suggestion.candidate, problem, tolerance, device)

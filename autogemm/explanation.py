@@ -46,6 +46,11 @@ class Explanation:
             f"runs      {plan.candidate}, {plan.mode}",
             f"chosen by {plan.source}: {plan.detail}",
         ]
+        if plan.among_threads is not None:
+            lines.append(
+                f"threads   {plan.among_threads} while other threads run: they would see torch's "
+                "settings lowered"
+            )
         if plan.expected_us is not None:
             ratio = f", {plan.expected_ratio:.2f}x addmm" if plan.expected_ratio else ""
             lines.append(f"expect    {plan.expected_us:.4g} us{ratio}")

@@ -6,6 +6,7 @@ the process, and a torn last line is cut off before the next run reads it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,11 +135,23 @@ class _Lock(BaseJournalFileLock):
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Drop what a killed process left behind the last complete line."""
+    """Drop what a killed process, or a machine that lost power, left behind the last whole line."""
     if not path.exists():
         return
     with path.open("r+b") as journal:
         content = journal.read()
         end = content.rfind(b"\n") + 1
+        while end:
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            if _is_whole(content[start:end]):
+                break
+            end = start
         if end != len(content):
             journal.truncate(end)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -201,13 +203,22 @@ def _fp32_getter() -> Any:
     fast = getattr(torch._C, "_get_fp32_precision_getter", None)
     if fast is not None:  # seven times cheaper than the property that wraps it
         return fast
-    return lambda backend, _op: (
-        torch.backends.cuda if backend == "cuda" else torch.backends.mkldnn
-    ).matmul.fp32_precision
+    cudnn: Any = torch.backends.cudnn  # where torch keeps the word for all of CUDA
+    mkldnn: Any = torch.backends.mkldnn
+    settings = {
+        ("cuda", "all"): cudnn,
+        ("cuda", "matmul"): torch.backends.cuda.matmul,
+        ("mkldnn", "all"): mkldnn,
+        ("mkldnn", "matmul"): mkldnn.matmul,
+    }
+    return lambda backend, op: settings[backend, op].fp32_precision
 
 
 fp32_setting = _fp32_getter()
-"""``fp32_setting("cuda" | "mkldnn", "matmul")``: torch's word for float32 products."""
+"""``fp32_setting("cuda" | "mkldnn", "matmul")``: torch's word for float32 products.
+
+With ``"all"`` instead of ``"matmul"``: the value that an unset one is read as.
+"""
 
 
 def raw_cuda_state(dtype: torch.dtype) -> Hashable:
@@ -247,8 +258,10 @@ def _read_state(dtype: torch.dtype, device_type: str) -> PrecisionState:
     )
 
 
-# The only place that touches torch's process-wide settings. Other threads that call torch
-# while a switch is held see it too, which is why it is held for one launch only.
+# Below is the only place that touches torch's settings. They belong to the process: torch (2.13,
+# github.com/pytorch/pytorch/issues/165741) has none for a thread, and calls of other threads see
+# a switch while it is held. So it is held for one launch only, and lowers accuracy only where no
+# other thread exists (``is_alone``).
 _switch_lock = RLock()
 
 
@@ -257,8 +270,28 @@ def _renew_lock() -> None:
     _switch_lock = RLock()
 
 
-if hasattr(os, "register_at_fork"):  # a child of a fork has no thread that could release it
-    os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # the child inherits the user's settings, not a switch
+    os.register_at_fork(
+        before=lambda: _switch_lock.acquire(),
+        after_in_parent=lambda: _switch_lock.release(),
+        after_in_child=_renew_lock,
+    )
+
+
+def is_alone() -> bool:
+    """Whether no other thread of this process can call torch before this one lets it.
+
+    Threads that have begun to run Python count, and those that ``threading`` is about to start.
+    A process with one thread stays so while that thread is inside torch. Not seen are threads
+    that never run Python: those of ``torch.jit.fork`` and of other C++ code.
+    """
+    return threading.active_count() == 1 and len(sys._current_frames()) == 1
+
+
+def lowers_fp32(device_type: str, mode: str) -> bool:
+    """Whether ``fp32_compute(device_type, mode)`` has less accuracy than torch is set to."""
+    order = ("bf16", "tf32", "ieee")
+    return order.index(mode) < order.index(current_state(torch.float32, device_type).fp32)
 
 
 class _Switch:
@@ -267,9 +300,10 @@ class _Switch:
     A class on torch's own getters, not a generator on its properties: it is entered on every
     call of some plans, and costs a fifth as much. One instance serves any number of calls and
     threads, since the lock is held from entering to leaving; it must not be nested in itself.
+    What somebody else sets meanwhile is not overwritten.
     """
 
-    __slots__ = ("_before", "_get", "_put_back", "_set", "_value")
+    __slots__ = ("_before", "_get", "_held", "_put_back", "_set", "_value")
 
     def __init__(
         self,
@@ -286,15 +320,18 @@ class _Switch:
     def __enter__(self) -> None:
         _switch_lock.acquire()
         try:
-            self._before = self._get()
-            self._set(self._value)
+            self._before = self._held = self._get()
+            if self._before != self._value:
+                self._set(self._value)
+                self._held = self._get()
         except BaseException:
             _switch_lock.release()
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._put_back(self._before)
+            if self._held != self._before and self._get() == self._held:
+                self._put_back(self._before)
         finally:
             _switch_lock.release()
 
@@ -313,9 +350,7 @@ def fp32_compute(device_type: str, mode: str) -> AbstractContextManager[None]:
     def put_back(before: Any) -> None:
         # torch reads an unset value as its parent's. To write that back would pin it, deaf to
         # what the caller says to the parent later.
-        set_("none")
-        if get() != before:
-            set_(before)
+        set_("none" if fp32_setting(backend, "all") == before else before)
 
     return _Switch(get, set_, mode, put_back)
 

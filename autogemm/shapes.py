@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from autogemm.database.fields import Invalid, found
+from autogemm.database.plain import parse
 from autogemm.errors import InvalidProblem
 from autogemm.precision import LEVELS
 from autogemm.problem import DTYPES, LAYOUTS, UPDATES, contiguous_problem
@@ -31,6 +31,7 @@ class Program:
     """Rows that cannot be tuned here: how many, and why."""
 
 
+_MAX_CHARACTERS = 2**24
 _COLUMNS = ("m", "n", "k", "dtype", "layout", "update", "count", "batch", "a", "b", "out")
 _RECORDED = ("ms", "level", "device", "mode", "by", "ratio")
 """What ``autogemm.record`` adds to a row."""
@@ -50,9 +51,9 @@ def read_shapes(path: Path, device_type: str) -> Program:
     if not isinstance(rows, list) or not rows:
         raise InvalidProblem(
             f"{path}: expected a list of problems, each with m, n and k, found "
-            f"{'nothing' if not rows else type(rows).__name__}."
+            f"{found(rows) if rows else 'nothing'}."
         )
-    found: dict[Workload, Workload] = {}
+    loads: dict[Workload, Workload] = {}
     left_out: dict[str, int] = {}
     for i, row in enumerate(rows):
         workload, reason = _workload(row, f"{path}: problem {i + 1}", device_type)
@@ -60,48 +61,59 @@ def read_shapes(path: Path, device_type: str) -> Program:
             left_out[reason] = left_out.get(reason, 0) + 1
             continue
         key = replace(workload, count=0, seconds=None)
-        found[key] = workload if key not in found else together(found[key], workload)
-    if not found:
+        loads[key] = workload if key not in loads else together(loads[key], workload)
+    if not loads:
         raise InvalidProblem(
             f"{path}: nothing in it can be tuned on {device_type}: {', '.join(left_out)}. Choose "
             "the device with --device, or record the program on this one."
         )
     seconds = _seconds(facts, f"{path}: program", "seconds", 1.0)
     reasons = tuple(f"{count} left out: {reason}" for reason, count in left_out.items())
-    return Program(tuple(found.values()), seconds, reasons)
+    return Program(tuple(loads.values()), seconds, reasons)
 
 
 def _rows(path: Path) -> tuple[Any, Mapping[str, Any]]:
     """What stands in a file of shapes, and what it says about the program."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidProblem(f"{path}: cannot be read ({error}).") from None
-    if path.suffix.lower() == ".csv":
-        return list(csv.DictReader(io.StringIO(text), skipinitialspace=True)), {}
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidProblem(
+            f"{path}: expected at most {_MAX_CHARACTERS} characters, found a larger file."
+        )
     try:
-        rows: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
-        raise InvalidProblem(f"{path}: is not YAML: {error}") from None
+        if path.suffix.lower() == ".csv":
+            return list(csv.DictReader(io.StringIO(text), skipinitialspace=True)), {}
+        # The subset of YAML that tables are written in: a full loader runs out of stack on
+        # "[[[[…", and an error that shows what a few nested aliases stand for never ends.
+        rows: Any = parse(text, ended=False)
+    except (Invalid, csv.Error) as error:
+        kind = "CSV" if path.suffix.lower() == ".csv" else "YAML"
+        raise InvalidProblem(f"{path}: is not {kind}: {error}") from None
     if not isinstance(rows, Mapping) or "products" not in rows:
         return rows, {}
     facts = rows.get("program") or {}
     if not isinstance(facts, Mapping):
-        raise InvalidProblem(f"{path}: program must be a mapping with seconds, found {facts!r}.")
+        raise InvalidProblem(
+            f"{path}: program must be a mapping with seconds, found {found(facts)}."
+        )
     return rows["products"], facts
 
 
 def _workload(row: Any, where: str, device_type: str) -> tuple[Workload, str]:
     """A row, and why it cannot be tuned on this device, if it cannot."""
     if not isinstance(row, Mapping):
-        raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {row!r}.")
+        raise InvalidProblem(f"{where}: expected a mapping with m, n and k, found {found(row)}.")
     given = {key: value for key, value in row.items() if value not in (None, "")}
     if None in given:  # csv's name for cells beyond the header
-        raise InvalidProblem(f"{where}: more cells than the header has columns: {given[None]}.")
-    unknown = sorted(map(str, set(given) - {*_COLUMNS, *_RECORDED}))
+        more = ", ".join(map(found, given[None][:4]))
+        raise InvalidProblem(f"{where}: more cells than the header has columns: {more}.")
+    unknown = ", ".join(sorted(key for key in given if key not in (*_COLUMNS, *_RECORDED)))
     if unknown:
         raise InvalidProblem(
-            f"{where}: unknown column {', '.join(unknown)}; expected "
+            f"{where}: unknown column {unknown[:200]}; expected "
             f"{', '.join((*_COLUMNS, *_RECORDED))}."
         )
     m, n, k = (_integer(given, key, where) for key in ("m", "n", "k"))
@@ -148,7 +160,7 @@ def _seconds(given: Mapping[str, Any], where: str, key: str, unit: float) -> flo
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise InvalidProblem(f"{where}: {key} must be a positive number, found {value!r}.")
+        raise InvalidProblem(f"{where}: {key} must be a positive number, found {found(value)}.")
     return number * unit
 
 
@@ -157,9 +169,9 @@ def _integer(given: Mapping[str, Any], key: str, where: str) -> int:
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        found = "nothing" if value is None else repr(value)
+        shown = "nothing" if value is None else found(value)
         raise InvalidProblem(
-            f"{where}: {key} must be a positive integer below 2147483648, found {found}."
+            f"{where}: {key} must be a positive integer below 2147483648, found {shown}."
         )
     return value
 
@@ -170,5 +182,7 @@ def _word(
     value = given.get(key, default)
     value = value.strip() if isinstance(value, str) else value
     if value not in tuple(legal):
-        raise InvalidProblem(f"{where}: {key} must be one of {', '.join(legal)}, found {value!r}.")
+        raise InvalidProblem(
+            f"{where}: {key} must be one of {', '.join(legal)}, found {found(value)}."
+        )
     return str(value)

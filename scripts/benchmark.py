@@ -154,6 +154,7 @@ def show_times(
     random.Random(0).shuffle(entries)
     entries = entries[: options.sample] if options.sample else entries
     results: list[benchmark.Result] = []
+    tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
     with torch.no_grad():
         ceilings = benchmark.measure_ceilings(device, where)
         started = time.time()

@@ -186,19 +186,19 @@ BAD_YAML = {
     "": "expected a list of problems, each with m, n and k, found nothing",
     "# nothing\n": "found nothing",
     "[]": "found nothing",
-    "m: 1\nn: 2\nk: 3\n": "expected a list of problems, each with m, n and k, found dict",
-    "just words": "found str",
+    "m: 1\nn: 2\nk: 3\n": "expected a list of problems, each with m, n and k, found a mapping",
+    "just words": "found 'just words'",
     "- {m: 1, n: 2, k: [": "is not YAML",
-    "- [1, 2, 3]": "problem 1: expected a mapping with m, n and k, found [1, 2, 3]",
-    "- {m: 1, n: 2, k: 3}\n- null": "problem 2: expected a mapping with m, n and k, found None",
+    "- [1, 2, 3]": "problem 1: expected a mapping with m, n and k, found a list",
+    "- {m: 1, n: 2, k: 3}\n- null": "problem 2: expected a mapping with m, n and k, found null",
     "- {m: 1, n: 2}": "problem 1: k must be a positive integer.*, found nothing",
     "- {m: 0, n: 2, k: 3}": "m must be a positive integer.*, found 0",
     "- {m: -1, n: 2, k: 3}": "m must be a positive integer.*, found -1",
     "- {m: 1.5, n: 2, k: 3}": "m must be a positive integer.*, found 1.5",
-    "- {m: true, n: 2, k: 3}": "m must be a positive integer.*, found True",
+    "- {m: true, n: 2, k: 3}": "m must be a positive integer.*, found true",
     "- {m: many, n: 2, k: 3}": "m must be a positive integer.*, found 'many'",
     "- {m: '²', n: 2, k: 3}": "m must be a positive integer.*, found '²'",
-    "- {m: 2026-13-45, n: 2, k: 3}": "is not YAML",
+    "- {m: 2026-13-45, n: 2, k: 3}": "m must be a positive integer.*, found '2026-13-45'",
     "- {m: 1, n: 2, k: 3, count: 0}": "count must be a positive integer.*, found 0",
     "- {m: 1, n: 2, k: 3, batch: 0}": "batch must be a positive integer.*, found 0",
     "- {m: 1, n: 2, k: 3, dtype: float8}": "dtype must be one of float16, bfloat16, float32",
@@ -208,6 +208,9 @@ BAD_YAML = {
     "- {m: 1, n: 2, k: 3, dtpye: float32}": "unknown column dtpye; expected m, n, k, dtype",
     "- {m: 1, n: 2, k: 3, 4: 5}": "unknown column 4; expected m, n, k",
     "- !!python/object/apply:os.getcwd []": "is not YAML",
+    "- &a {m: 1, n: 2, k: 3}\n- *a": "is not YAML.*expected no anchors",
+    "[" * 100_000: "is not YAML.*at most 16 levels",
+    "- {m: 1, m: 2, n: 2, k: 3}": "m must be a positive integer.*, found the key twice",
 }
 
 
@@ -231,10 +234,11 @@ BAD_CSV = {
     "m,n\n1,2\n": "problem 1: k must be a positive integer.*, found nothing",
     "1,2,3\n4,5,6\n": "unknown column 1, 2, 3; expected m, n, k",
     "m,n,k\n1,2,3\n4,x,6\n": "problem 2: n must be a positive integer.*, found 'x'",
-    "m,n,k\n1,2,3,4\n": "problem 1: more cells than the header has columns: ['4']",
+    "m,n,k\n1,2,3,4\n": "problem 1: more cells than the header has columns: '4'",
     f"m,n,k\n1,2,{'9' * 5000}\n": "k must be a positive integer.*, found '999",
     "m,n,k\n1,2,3.0\n": "k must be a positive integer.*, found '3.0'",
     "m,n,k,dtype\n1,2,3,half\n": "dtype must be one of",
+    f"m,n,k\n1,2,{'x' * 200_000}\n": "is not CSV.*field larger than field limit",
 }
 
 

@@ -184,4 +184,4 @@ def one_of(words: Iterable[str]) -> Callable[[object], str]:
 
 
 def _step(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key) else repr(key)
+    return key if re.fullmatch(r"[\w-]{1,60}", key) else found(key)

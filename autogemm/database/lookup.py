@@ -86,6 +86,19 @@ class Evidence:
             for p in self._model.predict(problem, tolerance, mode)
         ]
 
+    def measured_faster(
+        self, problem: Problem, tolerance: Tolerance, mode: str
+    ) -> list[Candidate]:
+        """All candidates known or expected to beat the baseline, best first.
+
+        Without finals between them, a measured one must have won by ``FOREIGN_MARGIN``.
+        """
+        found = self._exact.get(key_of(problem))
+        if found is None:
+            return [s.candidate for s in self.suggestions(problem, tolerance, mode)]
+        ranked = _ranked(found[0], tolerance, mode, FOREIGN_MARGIN)
+        return [candidate for candidate, ratio in ranked if ratio >= FOREIGN_MARGIN]
+
     def why_nothing(self, problem: Problem) -> str:
         """Why a problem is left to the safe default, for ``explain``."""
         if not self._sources:

@@ -33,16 +33,16 @@ _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
 
 
-def parse(text: str) -> object:
+def parse(text: str, *, ended: bool = True) -> object:
     """The one document in ``text``, as dicts with text keys, lists, str, int, float, bool, None.
 
     Scalars follow YAML 1.2: ``yes`` and ``2026-11-22`` are text. A key that stands twice in one
     mapping maps to ``TWICE``. Raises ``Invalid`` with line and column for what is not YAML; for
-    anchors, aliases and tags; beyond ``MAX_DEPTH`` levels; and for a document that does not end
-    with ``...``, which is how a truncated table is told from a short one.
+    anchors, aliases and tags; beyond ``MAX_DEPTH`` levels; and, if it has to be ``ended``, for a
+    document that does not end with ``...``: how a truncated table is told from a short one.
     """
     try:
-        return _document(iter(yaml.parse(text, Loader=_Parser)))
+        return _document(iter(yaml.parse(text, Loader=_Parser)), ended)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -51,12 +51,14 @@ def parse(text: str) -> object:
         raise Invalid(f"expected YAML, {str(error).splitlines()[0]}") from None
 
 
-def _document(events: _Events) -> object:
+def _document(events: _Events, ended: bool) -> object:
     next(events)  # the start of the stream
     if isinstance(next(events), yaml.StreamEndEvent):
+        if not ended:
+            return None
         raise Invalid("expected a table, found an empty file")
     root = _node(next(events), events, 1)
-    if not next(events).explicit:
+    if not next(events).explicit and ended:
         raise Invalid("expected '...' as the last line, found the end of a truncated file")
     if not isinstance(after := next(events), yaml.StreamEndEvent):
         raise _refused(after, "nothing after '...'", "another document")
@@ -66,11 +68,11 @@ def _document(events: _Events) -> object:
 def _node(event: Any, events: _Events, depth: int) -> object:
     kind = type(event)
     if kind is yaml.AliasEvent:
-        raise _refused(event, "no aliases", f"*{event.anchor}")
+        raise _refused(event, "no aliases", f"*{event.anchor:.60}")
     if event.anchor is not None:
-        raise _refused(event, "no anchors", f"&{event.anchor}")
+        raise _refused(event, "no anchors", f"&{event.anchor:.60}")
     if event.tag is not None:
-        raise _refused(event, "no tags", event.tag)
+        raise _refused(event, "no tags", f"{event.tag:.60}")
     if kind is yaml.ScalarEvent:
         return _scalar(event.value) if event.implicit[0] else event.value
     if depth > MAX_DEPTH:

@@ -12,6 +12,7 @@ from autogemm.database.fields import (
     date,
     each,
     each_value,
+    found,
     integer,
     mapping,
     nested,
@@ -93,7 +94,7 @@ class EntryReader:
         candidate = _candidate(fields)
         if not self._knows(candidate):
             raise Invalid(
-                f"unknown strategy {candidate.strategy!r}; "
+                f"unknown strategy {found(candidate.strategy)}; "
                 f"known: {', '.join(sorted(self.known or ()))}",
                 "strategy",
             )

@@ -45,6 +45,10 @@ class Addmm(Strategy):
             )
         return ErrorBound(rho, precision.growth(problem.dtype, problem.k))
 
+    def lowers(self, problem: Problem, params: Params) -> bool:
+        state = precision.current_state(problem.dtype, problem.device_type)
+        return params["reduction"] == "reduced" and not state.reduced_reduction
+
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         run = _run_one_row if problem.update == "bias" and device.has_cuda else _run
         reduced = params["reduction"] == "reduced"

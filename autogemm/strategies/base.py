@@ -148,6 +148,13 @@ class Strategy(ABC):
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         """A function that only runs: everything that can be decided once is decided here."""
 
+    def lowers(self, problem: Problem, params: Params) -> bool:
+        """Whether it has torch compute less accurately than torch is set to now.
+
+        Such a setting is the whole process's: it may only run where there is no other thread.
+        """
+        return False
+
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         """Memory it takes besides operands and result, in bytes."""
         return 0

@@ -54,6 +54,9 @@ class Half(GuardedPass):
         rho = 2 * v / precision.accumulation_roundoff(problem.dtype)
         return ErrorBound(rho, precision.growth(problem.dtype, problem.k))
 
+    def lowers(self, problem: Problem, params: Params) -> bool:
+        return problem.device_type == "cpu" and precision.lowers_fp32("cpu", "bf16")
+
     def staged_dtype(self, params: Params) -> torch.dtype:
         return DTYPES[str(params["dtype"])]
 

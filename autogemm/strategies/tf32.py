@@ -52,6 +52,9 @@ class TF32(GuardedPass):
         # 2v - v^2 = 2^-10 - 2^-22: 4u of room below 2^14·u for alpha, beta and their sum.
         return ErrorBound(2.0**14, precision.growth(problem.dtype, problem.k))
 
+    def lowers(self, problem: Problem, params: Params) -> bool:
+        return precision.lowers_fp32("cuda", "tf32")
+
     def staged_dtype(self, params: Params) -> torch.dtype:
         return torch.float32
 
