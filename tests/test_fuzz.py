@@ -8,7 +8,7 @@ import pytest
 from stress import fuzz, up_to
 
 from autogemm.errors import InvalidProblem
-from autogemm.workloads import read_shapes
+from autogemm.shapes import read_shapes
 
 
 def test_no_mutation_of_a_table_crashes_its_reader_or_makes_it_do_anything_else() -> None:

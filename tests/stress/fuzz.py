@@ -26,8 +26,8 @@ from autogemm.device import device_of
 from autogemm.errors import DatabaseError, InvalidProblem
 from autogemm.precision import Tolerance
 from autogemm.problem import Problem, contiguous_problem
+from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME, Candidate
-from autogemm.workloads import read_shapes
 from stress import Figures, GoingOn
 
 SECONDS_EACH = 1.0
