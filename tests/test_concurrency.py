@@ -257,6 +257,7 @@ def _child(queue: object) -> None:
 @pytest.mark.usefixtures("restored_torch_settings")
 def test_a_fork_while_other_threads_call_inherits_neither_lock_nor_switch() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    count = torch.get_num_threads()
     torch.set_num_threads(1)
     over = threading.Event()
 
@@ -282,6 +283,7 @@ def test_a_fork_while_other_threads_call_inherits_neither_lock_nor_switch() -> N
         over.set()
         for caller in callers:
             caller.join()
+        torch.set_num_threads(count)
     assert setting() == "bf16"
 
 

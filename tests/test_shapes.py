@@ -48,7 +48,7 @@ def test_a_recording_is_read_with_what_it_knows(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("products: []", "found nothing"),
-        ("products: {m: 1}", "expected a list of problems, each with m, n and k, found dict"),
+        ("products: {m: 1}", "expected a list of problems, each with m, n and k, found a mapping"),
         ("program: 3\nproducts: [{m: 1, n: 1, k: 1}]", "program must be a mapping.*found 3"),
         ("program: {seconds: -1}\nproducts: [{m: 1, n: 1, k: 1}]", "seconds must be a positive"),
         ("- {m: 1, n: 1, k: 1, ms: 0}", "problem 1: ms must be a positive number, found 0"),

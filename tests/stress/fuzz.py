@@ -310,7 +310,7 @@ def fuzz_files(going_on: GoingOn, folder: Path, seed: int = 0) -> Figures:
 
 
 def fuzz_shapes(going_on: GoingOn, folder: Path, seed: int = 0) -> Figures:
-    """Read mutated lists of shapes, YAML and CSV, through ``workloads.read_shapes``."""
+    """Read mutated lists of shapes, YAML and CSV, through ``shapes.read_shapes``."""
     paths = [folder / "shapes.yaml", folder / "shapes.csv"]
     special = [bomb(), merge_bomb(), "- &a [*a]", "- " * 10**5, "[" * 10**5, "a" * 10**6]
     current = paths[0]
@@ -330,7 +330,7 @@ def fuzz_shapes(going_on: GoingOn, folder: Path, seed: int = 0) -> Figures:
             found = read_shapes(current, "cpu")
         except InvalidProblem as error:
             return _refused(error)
-        for workload in found:
+        for workload in found.workloads:
             problem = workload.problem
             assert min(problem.m, problem.n, problem.k, workload.count) >= 1
         return True
