@@ -323,7 +323,7 @@ def _bound(
         return lambda alpha, A, B, beta, C, out: _followed(alpha, A, B, beta, C, argument)
     run = plan_for(A, B, beta, C, precision, out).bind(device_of(A.device), _audit)
     if A.ndim > 2 or B.ndim > 2:
-        run = batching.unreduced(run, A, B)
+        run = batching.unreduced(run, A, B, None if beta == 0 else C, out)
     if C is not None and beta == 0:
         run = _without_c(run)
     if autocasting.dtype_for(A) is not None:

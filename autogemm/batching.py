@@ -67,9 +67,19 @@ def _results(
     return (written if C is out else None if C is None else C.reshape(shape)), written
 
 
-def unreduced(run: Run, A: torch.Tensor, B: torch.Tensor) -> Run:
-    """``run`` for reduced operands, as a function of operands with the shapes of A and B."""
+def unreduced(
+    run: Run,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> Run:
+    """``run`` for reduced operands, as a function of operands with these shapes and strides."""
     shape = result_shape(A, B)
+    if A.ndim == B.ndim == 3 and len(A) > 1:
+        return run  # reduced as they are
+    if B.ndim == 2 and math.prod(shape[:-2]) > 1 and reduced(A, B, C, out).A.ndim == 2:
+        return _stacked(run, shape, A.shape[-1])
 
     def run_batch(
         alpha: complex | float,
@@ -88,3 +98,27 @@ def unreduced(run: Run, A: torch.Tensor, B: torch.Tensor) -> Run:
         return out
 
     return run_batch
+
+
+def _stacked(run: Run, shape: tuple[int, ...], k: int) -> Run:
+    """``run`` on matrices below each other, with nothing left to find out: layers call this."""
+    n = shape[-1]
+
+    def run_tall(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if out is None:
+            c = None if C is None else C.view(-1, n)
+            result: torch.Tensor = _unsafe_view(run(alpha, A.view(-1, k), B, beta, c, None), shape)
+            return result
+        o = out.view(-1, n)
+        c = o if C is out else None if C is None else C.view(-1, n)
+        run(alpha, A.view(-1, k), B, beta, c, o)
+        return out
+
+    return run_tall
