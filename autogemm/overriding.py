@@ -25,7 +25,7 @@ class override(TorchFunctionMode, contextlib.ContextDecorator):
     ``out=`` forms, ``torch.nn.functional.linear`` and ``multi_head_attention_forward``. A call
     for which tuning found nothing faster, at the accuracy torch's settings ask for, stays
     torch's own, bit for bit; and so does every call that ``gemm`` would not serve just as torch
-    does. Products inside ``torch.compile`` stay the compiler's.
+    does. Products inside ``torch.compile`` stay the compiler's, those of our layers aside.
 
     Example::
 
