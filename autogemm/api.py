@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch.overrides import has_torch_function
 
-from autogemm import autocasting, batching, dispatch, routing
+from autogemm import arguments, autocasting, batching, dispatch, routing
 from autogemm import operator as operators
 from autogemm import precision as precisions
 from autogemm import problem as problems
+from autogemm.aliasing import same_view
 from autogemm.autograd import differentiable
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
@@ -126,8 +127,8 @@ def gemm(
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
     if out is not None and _touches(out, A, B, C, spans):
-        problems.check_out(out, A, B, C)
-        if C is not None and C is not out and problems.same_view(out, C):
+        arguments.check_out(out, A, B, C)
+        if C is not None and C is not out and same_view(out, C):
             return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     try:
         return run(alpha, A, B, beta, C, out)  # type: ignore[arg-type]  # numbers, says the key
@@ -222,12 +223,12 @@ def _check(
 ) -> tuple[complex | float, complex | float]:
     dtype = getattr(A, "dtype", torch.float32)
     known = dtype if dtype in DTYPE_NAMES else torch.complex128
-    alpha = problems.as_scalar("alpha", alpha, known)
-    beta = problems.as_scalar("beta", beta, known)
+    alpha = arguments.as_scalar("alpha", alpha, known)
+    beta = arguments.as_scalar("beta", beta, known)
     observed = _is_observed(A, B, C, out)  # what has no memory of its own has no address either
-    problems.check_operands(A, B, C, None if observed else out, beta_is_zero=beta == 0)
+    arguments.check_operands(A, B, C, None if observed else out, beta_is_zero=beta == 0)
     if observed and out is not None:
-        problems.check_traced_out(out, A, B, C)
+        arguments.check_traced_out(out, A, B, C)
     if precision is not None:
         precisions.stated(precision)
     return alpha, beta
@@ -242,7 +243,8 @@ def _cold(
         cast = autocasting.cast_all(A, B, C)
         if any(x is not y for x, y in zip(cast, (A, B, C), strict=True)):
             result = gemm(alpha, cast[0], cast[1], beta, cast[2])
-            _remember(key, _cast_first, A, B, C, out)
+            if by_number and key is not None:
+                _remember(key, _cast_first, A, B, C, out)
             return result
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
     if torch._C._get_tracing_state() is not None:  # torch.jit.trace
@@ -268,7 +270,7 @@ def _cold(
             precision=precision,
         )  # fmt: skip
         return result if out is None else out.copy_(result)
-    if out is not None and C is not None and C is not out and problems.same_view(out, C):
+    if out is not None and C is not None and C is not out and same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
     if not _is_watched(A, B, C) and _corner(alpha, A, B) is not None:
         _check_scale_budget(beta, A, precision)

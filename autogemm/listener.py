@@ -14,8 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 from autogemm import precision
+from autogemm.aliasing import same_view
 from autogemm.batching import reduced
-from autogemm.problem import DTYPE_NAMES, Problem, problem_of, result_shape, same_view
+from autogemm.problem import DTYPE_NAMES, Problem, problem_of, result_shape
 
 
 class Facts(NamedTuple):

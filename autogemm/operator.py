@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from autogemm import autocasting
+from autogemm import arguments, autocasting
 from autogemm import precision as precisions
 from autogemm import problem as problems
 from autogemm.autograd import Product, batched, differentiable
@@ -93,16 +93,16 @@ def traced(
 ) -> torch.Tensor:
     """``gemm`` under ``torch.compile`` and ``torch.export``: checks, casts, one operator."""
     dtype = A.dtype if isinstance(A, torch.Tensor) and A.dtype in DTYPE_NAMES else torch.float64
-    alpha = problems.as_scalar("alpha", alpha, dtype)
-    beta = problems.as_scalar("beta", beta, dtype)
+    alpha = arguments.as_scalar("alpha", alpha, dtype)
+    beta = arguments.as_scalar("beta", beta, dtype)
     if precision is None and out is None:
         A, B, C = autocasting.cast_all(A, B, C)
     known = isinstance(beta, (int, float, complex))  # and not a compiler's symbol
-    problems.check_operands(A, B, C, None, beta_is_zero=C is None and (not known or beta == 0))
+    arguments.check_operands(A, B, C, None, beta_is_zero=C is None and (not known or beta == 0))
     if precision is not None:
         precisions.stated(precision)
     if out is not None:
-        problems.check_traced_out(out, A, B, C)
+        arguments.check_traced_out(out, A, B, C)
     elif _transforms_are_active():
         return _composed(alpha, A, B, beta, C, precision)
     return call(alpha, A, B, beta, C, out, precision=precision)
@@ -190,7 +190,7 @@ def _watched(
 
 def _refused(keys: Any, *inputs: Any) -> None:
     _, A, B, _, C, out, *_ = inputs
-    problems.refuse_grad(out, A, B, C)
+    arguments.refuse_grad(out, A, B, C)
     GEMM_OUT.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
 
 

@@ -15,7 +15,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 
 LAYERS = (
     ("errors",),
-    ("problem", "precision", "device"),
+    ("aliasing", "problem", "precision", "device", "arguments"),
     ("kernels",),
     ("strategies",),
     ("database",),
@@ -167,6 +167,7 @@ def test_the_call_needs_nothing_of_the_tuner() -> None:
     assert {module.split(".")[0] for module in reached} == {
         "autogemm", "api", "explanation", "operator", "autograd", "batching", "dispatch",
         "database", "strategies", "device", "precision", "problem", "errors",
+        "aliasing", "arguments",
         "recording", "report", "event_times", "listener",
         "routing", "autocasting", "functional", "nn", "overriding", "replacing",
         "auditing", "diagnosis", "accuracy", "operands",

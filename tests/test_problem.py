@@ -14,22 +14,19 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+from autogemm.aliasing import overlap, overlaps_itself, same_view
+from autogemm.arguments import as_scalar, check_operands
 from autogemm.errors import AutogemmError, InvalidProblem
 from autogemm.problem import (
     DTYPE_NAMES,
     DTYPES,
     LAYOUTS,
     _layout,
-    _overlaps_itself,
-    as_scalar,
-    check_operands,
     contiguous_problem,
     is_watched,
     layout_of,
-    overlap,
     problem_of,
     result_shape,
-    same_view,
 )
 
 
@@ -304,14 +301,14 @@ def test_a_batch_that_overlaps_itself_is_found() -> None:
     for strides in itertools.product(range(9), repeat=3):
         x = torch.zeros(200).as_strided((2, 3, 2), strides)
         at = offsets(x)
-        found = _overlaps_itself(tuple(x.shape), x.stride())
+        found = overlaps_itself(tuple(x.shape), x.stride())
         assert found or len(set(at)) == len(at), strides
         nested = sorted(strides)[1] > sorted(strides)[0] * 2 > 0
         if nested and sorted(strides)[2] > 6 * sorted(strides)[1]:
             assert not found, strides
-    assert not _overlaps_itself((5, 2, 4), (8, 4, 1))
-    assert not _overlaps_itself((5, 2, 4), (4, 20, 1))
-    assert not _overlaps_itself((0, 2, 4), (0, 0, 0))
+    assert not overlaps_itself((5, 2, 4), (8, 4, 1))
+    assert not overlaps_itself((5, 2, 4), (4, 20, 1))
+    assert not overlaps_itself((0, 2, 4), (0, 0, 0))
     message = message_of(torch.ones(5, 2, 3), B, None, torch.ones(2, 4).expand(5, 2, 4))
     assert_says(message, "strides", "share one address", "clone")
 

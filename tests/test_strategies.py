@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 
+from autogemm.aliasing import overlap
 from autogemm.device import Device, device_of
 from autogemm.grading.hostile import BASELINE, HOSTILE, names_for, seeded
 from autogemm.grading.known_faults import known_fault
 from autogemm.grading.oracle import Truth, Truths, has_oracle, truth_of
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
-from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem, overlap, problem_of
+from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem, problem_of
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Strategy, baseline
 from autogemm.strategies.base import ParamValue
 

@@ -8,7 +8,7 @@ from transformers import pytorch_utils
 from autogemm.functional import linear, routed_linear
 
 
-class Conv1D(pytorch_utils.Conv1D):
+class Conv1D(pytorch_utils.Conv1D):  # type: ignore[misc]  # no types where it is not installed
     """``transformers.pytorch_utils.Conv1D``: a linear layer that stores weightᵀ."""
 
     precision: str | float | None = None
