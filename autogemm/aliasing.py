@@ -93,3 +93,31 @@ def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _span(x: torch.Tensor) -> int:
     return 1 + _reach(list(zip(x.stride(), x.shape, strict=True)))
+
+
+def bytes_spanned(x: torch.Tensor | None) -> int:
+    """Bytes from a tensor's first element to behind its last."""
+    if x is None or x.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return (last + 1) * x.element_size()
+
+
+def touches(
+    out: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor | None,
+    spans: tuple[int, int, int, int],
+) -> bool:
+    """Whether the address range of ``out`` meets an operand's (``out`` being C does not count)."""
+    a_span, b_span, c_span, out_span = spans
+    start = out.data_ptr()
+    end = start + out_span
+    a, b = A.data_ptr(), B.data_ptr()
+    if (a < end and start < a + a_span) or (b < end and start < b + b_span):
+        return True
+    if C is None or C is out:
+        return False
+    c = C.data_ptr()
+    return c < end and start < c + c_span

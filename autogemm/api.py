@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -21,12 +20,12 @@ from autogemm import arguments, autocasting, batching, dispatch, routing
 from autogemm import operator as operators
 from autogemm import precision as precisions
 from autogemm import problem as problems
-from autogemm.aliasing import same_view
+from autogemm.aliasing import bytes_spanned, same_view, touches
 from autogemm.autograd import differentiable
+from autogemm.corners import check_scale, corner, scale
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
 from autogemm.dispatch import Audit, Plan
-from autogemm.errors import NoStrategy
 from autogemm.explanation import Explanation
 from autogemm.problem import DTYPE_NAMES
 from autogemm.strategies import Run
@@ -126,7 +125,7 @@ def gemm(
         run, spans = _warm[key]
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
         return _cold(alpha, A, B, beta, C, precision, out, key)
-    if out is not None and _touches(out, A, B, C, spans):
+    if out is not None and touches(out, A, B, C, spans):
         arguments.check_out(out, A, B, C)
         if C is not None and C is not out and same_view(out, C):
             return gemm(alpha, A, B, beta, out, precision=precision, out=out)
@@ -171,10 +170,10 @@ def explain(
     alpha, beta = _check(alpha, A, B, beta, C, precision, out)
     device = device_of(A.device)
     evidence = evidence_for(device)
-    corner = _corner(alpha, A, B)
-    if corner is not None:
-        _check_scale_budget(beta, A, precision)
-        return Explanation(None, corner, str(device), evidence.sources, ())
+    nothing = corner(alpha, A, B)
+    if nothing is not None:
+        check_scale(beta, A.dtype, _tolerance(precision, A))
+        return Explanation(None, nothing, str(device), evidence.sources, ())
     plan = plan_for(A, B, beta, C, precision, out)
     others = dispatch.rejected(plan.problem, plan.tolerance, device, plan.candidate)
     others += evidence.losers(plan.problem, plan.tolerance, plan.mode, plan.candidate)
@@ -272,9 +271,9 @@ def _cold(
         return result if out is None else out.copy_(result)
     if out is not None and C is not None and C is not out and same_view(out, C):
         return gemm(alpha, A, B, beta, out, precision=precision, out=out)
-    if not _is_watched(A, B, C) and _corner(alpha, A, B) is not None:
-        _check_scale_budget(beta, A, precision)
-        return _scale(alpha, A, B, beta, C, out)
+    if not _is_watched(A, B, C) and corner(alpha, A, B) is not None:
+        check_scale(beta, A.dtype, _tolerance(precision, A))
+        return scale(alpha, A, B, beta, C, out)
     with precisions.settled():
         run = _bound(A, B, beta, C, precision, out)
         # A key taken while another thread held a switch names settings nobody asked for.
@@ -295,7 +294,8 @@ def _remember(
     if len(_warm) >= _MAX_WARM_CALLS:
         _warm.clear()  # rare, cheap to refill, and no bookkeeping on every call
     with contextlib.suppress(TypeError):  # a compiler's symbol in a shape has no hash
-        _warm[key] = (run, (_span(A), _span(B), _span(C), _span(out)))
+        spans = bytes_spanned(A), bytes_spanned(B), bytes_spanned(C), bytes_spanned(out)
+        _warm[key] = (run, spans)
 
 
 def _cast_first(
@@ -360,44 +360,6 @@ def _unseen_by_function_modes(
         return gemm(alpha, A, B, beta, C, precision=precision, out=out)
 
 
-def _corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | None:
-    """Why nothing is multiplied, or None."""
-    shape = problems.result_shape(A, B)
-    if math.prod(shape) == 0:
-        return f"the result is empty ({' x '.join(map(str, shape))})"
-    if A.shape[-1] == 0:
-        return "k = 0, so the result is beta*C"
-    if alpha == 0:
-        return "alpha = 0, so the result is beta*C and A and B are not read"
-    return None
-
-
-def _check_scale_budget(beta: complex | float, A: torch.Tensor, precision: Any) -> None:
-    """β·C rounds once; raise ``NoStrategy`` where the budget does not allow even that."""
-    reason = _tolerance(precision, A).shortfall(precisions.ErrorBound(0.0, 0.0), A.dtype, 0)
-    if reason is not None and beta not in (0, 1):
-        raise NoStrategy(
-            f"nothing is multiplied, but beta*C is rounded: {reason}. Ask for less, or use a "
-            "wider type."
-        )
-
-
-def _scale(
-    alpha: complex | float,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    beta: complex | float,
-    C: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    """β·C, where there is nothing to multiply."""
-    if beta == 0 or C is None:
-        return A.new_zeros(problems.result_shape(A, B)) if out is None else out.zero_()
-    if out is None:
-        return (C * beta).contiguous()
-    return torch.mul(C, beta, out=out)
-
-
 def _without_c(run: Run) -> Run:
     return lambda alpha, A, B, beta, C, out: run(alpha, A, B, 0.0, None, out)
 
@@ -439,34 +401,6 @@ def _settings(
         0 if out is None else out.data_ptr() & 15,
         torch.cuda.is_current_stream_capturing(),
     )
-
-
-def _span(x: torch.Tensor | None) -> int:
-    """Bytes from a tensor's first element to behind its last."""
-    if x is None or x.numel() == 0:
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return (last + 1) * x.element_size()
-
-
-def _touches(
-    out: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor | None,
-    spans: tuple[int, int, int, int],
-) -> bool:
-    """Whether the address range of ``out`` meets an operand's (``out`` being C does not count)."""
-    a_span, b_span, c_span, out_span = spans
-    start = out.data_ptr()
-    end = start + out_span
-    a, b = A.data_ptr(), B.data_ptr()
-    if (a < end and start < a + a_span) or (b < end and start < b + b_span):
-        return True
-    if C is None or C is out:
-        return False
-    c = C.data_ptr()
-    return c < end and start < c + c_span
 
 
 _followed = differentiable(gemm)

@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies",),
     ("database",),
     ("dispatch",),
-    ("autocasting", "explanation", "batching", "autograd", "operator", "routing"),
+    ("autocasting", "corners", "explanation", "batching", "autograd", "operator", "routing"),
     ("api",),
     ("functional",),
     ("nn",),
@@ -167,7 +167,7 @@ def test_the_call_needs_nothing_of_the_tuner() -> None:
     assert {module.split(".")[0] for module in reached} == {
         "autogemm", "api", "explanation", "operator", "autograd", "batching", "dispatch",
         "database", "strategies", "device", "precision", "problem", "errors",
-        "aliasing", "arguments",
+        "aliasing", "arguments", "corners",
         "recording", "report", "event_times", "listener",
         "routing", "autocasting", "functional", "nn", "overriding", "replacing",
         "auditing", "diagnosis", "accuracy", "operands",
