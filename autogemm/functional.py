@@ -13,6 +13,9 @@ from autogemm.errors import InvalidProblem
 from autogemm.routing import Form, Operands
 
 _modes_are_on = torch._C._is_torch_function_mode_enabled
+_samples = (torch.zeros(shape, device="cpu") for shape in ((1, 1, 1), (1, 1), (1,)))
+_biased_is_view = F.linear(*_samples)._is_view()
+"""Whether torch's own result for 3-D input and a bias is a view: so until 2.14, not since."""
 
 
 def linear(
@@ -60,7 +63,8 @@ def routed_linear(
     result = product(_linear_form, 1.0, input, weight, 1.0, bias)
     if result is None:
         return None
-    return in_shape(result, (*input.shape[:-1], weight.shape[0]), as_view=bias is not None)
+    as_view = bias is not None and _biased_is_view
+    return in_shape(result, (*input.shape[:-1], weight.shape[0]), as_view=as_view)
 
 
 torch.library.define("autogemm::linear", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo import config as dynamo_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -79,6 +80,7 @@ def test_shapes_and_factors_may_be_dynamic() -> None:
     assert len(graphs.all) <= 3  # specialised once, then dynamic; 0 and 1 are special to torch
 
 
+@dynamo_config.patch(capture_scalar_outputs=True)  # the default since torch 2.10
 def test_a_factor_may_be_a_tensor() -> None:
     step = torch.compile(lambda a, b: gemm(a, A, B, b, C), backend="aot_eager", fullgraph=True)
     for alpha, beta in ((2.0, 0.5), (3.0, -1.0)):
