@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+_unwrap = torch._C._functorch.unwrap_if_dead
+"""What a tensor was inside a transform that has ended, as ``torch.autograd.Function`` has it."""
+
 Product = Callable[..., torch.Tensor]
 """``product(alpha, A, B, beta=0.0, C=None, *, precision)``, as ``gemm`` takes them."""
 
@@ -131,9 +134,15 @@ def differentiable(product: Product, unwatched: Product | None = None) -> Produc
         C: torch.Tensor | None,
         precision: str | float,
     ) -> torch.Tensor:
-        result: torch.Tensor = GEMM.apply(alpha, A, B, beta, C, precision)
+        if torch._C._are_functorch_transforms_active():
+            result: torch.Tensor = GEMM.apply(alpha, A, B, beta, C, precision)
+        else:
+            A, B, C = _unwrap(A), _unwrap(B), None if C is None else _unwrap(C)
+            result = apply_now(alpha, A, B, beta, C, precision)
         return result
 
+    # What GEMM.apply ends in without transforms, past 15 us of binding arguments by inspection.
+    apply_now: Any = super(torch.autograd.Function, GEMM).apply
     return apply
 
 
