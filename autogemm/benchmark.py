@@ -345,45 +345,6 @@ def _measured_kin(candidate: Candidate, times: Mapping[Candidate, float]) -> Can
     return max(alike, key=lambda c: len(set(c.params) & set(candidate.params)), default=None)
 
 
-# ------------------------------------------------------------------------------- overhead
-
-
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """Host cost of one warm call on 8x8 CPU tensors, in µs."""
-
-    gemm_us: float
-    addmm_us: float
-    strategy: str
-
-    @property
-    def ratio(self) -> float:
-        """How many times ``torch.addmm``'s cost."""
-        return self.gemm_us / self.addmm_us
-
-
-def overhead(rounds: int = 200, calls: int = 500) -> Overhead:
-    """Time warm ``gemm`` and ``torch.addmm`` on the same 8x8 tensors in turns; medians."""
-    A, B, C = (torch.randn(8, 8) for _ in range(3))
-    strategy = api.explain(1.5, A, B, 0.5, C).strategy
-
-    def time_gemm() -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            api.gemm(1.5, A, B, 0.5, C)
-        return (time.perf_counter() - start) * 1e6 / calls
-
-    def time_addmm() -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            torch.addmm(C, A, B, beta=0.5, alpha=1.5)
-        return (time.perf_counter() - start) * 1e6 / calls
-
-    times = in_turns({Candidate.of("gemm"): time_gemm, Candidate.of("addmm"): time_addmm}, rounds)
-    gemm_us, addmm_us = (statistics.median(samples) for samples in times.values())
-    return Overhead(gemm_us, addmm_us, strategy)
-
-
 def summary(results: Sequence[Result]) -> list[str]:
     """Geometric means by dtype, level and mode, the worst ratio, and the A/A spread."""
     lines = []

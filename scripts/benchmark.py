@@ -21,6 +21,7 @@ from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
 from autogemm.device import Device, clocks, default_device, device_of, software_versions
 from autogemm.errors import AutogemmError
+from autogemm.overhead import launch_costs, overhead
 from autogemm.problem import DTYPE_NAMES
 from autogemm.report import geomean, text_table
 from autogemm.strategies import BY_NAME
@@ -41,7 +42,8 @@ def parse() -> argparse.Namespace:
         "--regret", action="store_true", help="leave-one-out over the table; times nothing"
     )
     parser.add_argument(
-        "--overhead", action="store_true", help="host cost of a warm call on 8x8 CPU tensors"
+        "--overhead", action="store_true",
+        help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
     )
     options = parser.parse_args()
     if options.sample is not None and options.sample < 1:
@@ -88,11 +90,18 @@ def main() -> int:
 
 
 def show_overhead() -> int:
-    cost = benchmark.overhead()
+    cost = overhead()
     print(
         f"warm gemm {cost.gemm_us:.2f} us ({cost.strategy}), torch.addmm {cost.addmm_us:.2f} us, "
         f"8x8 float32 on the CPU: {cost.ratio:.2f} x"
     )
+    if torch.cuda.is_available():
+        where = torch.device("cuda", torch.cuda.current_device())
+        rows = [
+            (str(cost.problem), str(cost.candidate), f"{cost.us:.1f}")
+            for cost in launch_costs(device_of(where), where)
+        ]
+        print(text_table(("problem", "launched", "host us"), rows))
     return 0
 
 

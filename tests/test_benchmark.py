@@ -29,9 +29,10 @@ from invented import (
 
 import autogemm
 from autogemm import benchmark
-from autogemm.benchmark import Ceilings, Regret, Result, leave_one_out, overhead, retime, summary
+from autogemm.benchmark import Ceilings, Regret, Result, leave_one_out, retime, summary
 from autogemm.database import Entry, write_table
 from autogemm.device import device_of
+from autogemm.overhead import launch_costs, overhead
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 
@@ -227,6 +228,17 @@ def script(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     code = runpy.run_path(str(SCRIPT))["main"]()
     assert isinstance(code, int)
     return code
+
+
+def test_the_launches_of_every_strategy_that_runs_here_are_timed() -> None:
+    here = device_of(CPU)
+    costs = launch_costs(here, CPU, rounds=2, calls=1)
+    assert {cost.candidate.strategy for cost in costs} >= {
+        "addmm", "baddbmm", "matmul_axpby", "loop", "ksplit",
+    }  # fmt: skip
+    assert all(cost.us > 0 for cost in costs)
+    forms = [c.candidate.kwargs["form"] for c in costs if c.candidate.strategy == "ksplit"]
+    assert sorted(forms) == ["batched", "sequential"]
 
 
 def test_the_script_tells_the_overhead() -> None:

@@ -34,7 +34,7 @@ LAYERS = (
     ("finals",),
     ("search",),
     ("tuner",),
-    ("supervisor", "benchmark"),
+    ("supervisor", "benchmark", "overhead"),
     ("grading", "verification"),
 )
 """From what everything may import to what nothing imports; a folder counts as one."""
