@@ -73,6 +73,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_named(name: str | None) -> torch.device:
+    """The device a user named, ``cpu``, ``cuda`` or ``cuda:N``; None is the default one.
+
+    Raises ``RuntimeError`` (or torch's ``AssertionError``) for anything else, or one not there.
+    """
+    where = torch.device(name) if name else default_device()
+    if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
+        raise RuntimeError("expected cpu, cuda or cuda:N")
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    return where
+
+
 @functools.cache
 def _cuda_device(index: int) -> Device:
     facts = torch.cuda.get_device_properties(index)

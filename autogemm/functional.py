@@ -55,6 +55,8 @@ def routed_linear(
 ) -> torch.Tensor | None:
     """``linear`` by ``gemm``, or None where torch's own call should run."""
     if torch.compiler.is_compiling():
+        if operator.traces_transforms():
+            return None  # an operator has no forward mode
         traced: torch.Tensor = torch.ops.autogemm.linear(input, weight, bias)
         return traced
     if _modes_are_on():  # they are asked for every tensor's shape and strides, too

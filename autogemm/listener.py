@@ -84,6 +84,8 @@ class Listener(TorchDispatchMode):
         if not _is_recorded(A, B) or "out_dtype" in given:
             return func(*args, **kwargs)
         out = C if func._schema.name.endswith("_") else given.get("out")
+        if func._schema.name == "autogemm::gemm_out" and C is None and given["beta"] != 0:
+            C = out  # the operator's words for an update in place
         return self._run(
             lambda: func(*args, **kwargs),
             lambda mode: self._facts(func, A, B, C, out, given, mode),

@@ -103,31 +103,41 @@ def traced(
         precisions.stated(precision)
     if out is not None:
         arguments.check_traced_out(out, A, B, C)
-    elif _transforms_are_active():
+    elif traces_transforms():
         return _composed(alpha, A, B, beta, C, precision)
     return call(alpha, A, B, beta, C, out, precision=precision)
 
 
-def _transforms_are_active() -> bool:
+def traces_transforms() -> bool:
     """Whether a ``torch.func`` transform is traced around the call."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
 # As torch.compiler.assume_constant_result does, which would import the compiler here.
-_transforms_are_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+traces_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _composed(
     alpha: Any, A: torch.Tensor, B: torch.Tensor, beta: Any, C: torch.Tensor | None, precision: Any
 ) -> torch.Tensor:
-    """torch's own products, for traced transforms: an operator has no forward mode in torch."""
+    """torch's own product, for traced transforms: an operator has no forward mode in torch."""
     if precision is not None:
         raise InvalidProblem(
             "precision is given inside a torch.func transform that is compiled, where torch's own "
             "product runs, at torch's own setting. Leave precision away, or do not compile it."
         )
-    P: torch.Tensor = alpha * torch.matmul(A, B)
-    return P if C is None or beta == 0 else P + beta * C
+    known = isinstance(beta, (int, float, complex))
+    unread = C is None or (known and beta == 0)
+    if isinstance(alpha, (int, float, complex)) and alpha == 0:
+        nothing = A.new_zeros(problems.result_shape(A, B))
+        return nothing if unread else nothing + beta * C
+    # Not addmm: vmap of it rounds 16 bits in between, and torch 2.13 crashes in some transforms.
+    dtype = A.dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    result: torch.Tensor = alpha * torch.matmul(A.to(wide), B.to(wide))
+    if not unread:
+        result = result + beta * C.to(wide)  # type: ignore[union-attr]
+    return result.to(dtype)
 
 
 def _joined(level: str | None, budget: float | None) -> str | float | None:

@@ -19,10 +19,17 @@ from tqdm import tqdm
 from autogemm import benchmark
 from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
-from autogemm.device import Device, clocks, default_device, device_of, software_versions
+from autogemm.device import (
+    Device,
+    clocks,
+    default_device,
+    device_named,
+    device_of,
+    software_versions,
+)
 from autogemm.errors import AutogemmError
 from autogemm.overhead import launch_costs, overhead
-from autogemm.problem import DTYPE_NAMES
+from autogemm.problem import DTYPE_NAMES, DTYPES
 from autogemm.report import geomean, text_table
 from autogemm.strategies import BY_NAME
 
@@ -34,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this")
     parser.add_argument("--sample", type=int, metavar="N", help="re-time N entries drawn at random")
-    parser.add_argument("--dtype", metavar="NAME", help="re-time entries of this type only")
+    parser.add_argument("--dtype", choices=DTYPES, help="re-time entries of this type only")
     parser.add_argument(
         "--guard", action="store_true", help="what the guard of emulated float32 costs"
     )
@@ -46,6 +53,8 @@ def parse() -> argparse.Namespace:
         help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
     )
     options = parser.parse_args()
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget is {options.budget}; expected a positive number of seconds")
     if options.sample is not None and options.sample < 1:
         parser.error(f"--sample is {options.sample}; expected a positive number")
     if options.json is not None:
@@ -61,8 +70,10 @@ def main() -> int:
     if options.overhead:
         return show_overhead()
     try:
-        where = torch.device(options.device) if options.device else default_device()
-        if not options.regret:
+        if options.regret:  # needs no hardware
+            where = torch.device(options.device) if options.device else default_device()
+        else:
+            where = device_named(options.device)
             torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
         print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)

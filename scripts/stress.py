@@ -40,7 +40,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="only this (may repeat)")
     parser.add_argument("--minutes", type=float, help="stop each part after its share of this")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.minutes is not None and not options.minutes > 0:
+        parser.error(f"--minutes is {options.minutes}; expected a positive number of minutes")
+    return options
 
 
 def main() -> int:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 from tqdm import tqdm
 
 from autogemm.database import table_path, write_directory
-from autogemm.device import default_device, device_of
+from autogemm.device import device_named, device_of
 from autogemm.errors import AutogemmError
 from autogemm.journal import device_turn
 from autogemm.precision import LEVELS
@@ -67,11 +66,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     try:
-        where = torch.device(options.device) if options.device else default_device()
-        if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
-            raise RuntimeError("expected cpu, cuda or cuda:N")
-        if where.type == "cuda" and where.index is None:
-            where = torch.device("cuda", torch.cuda.current_device())
+        where = device_named(options.device)
         device = device_of(where)
     except (RuntimeError, AssertionError) as error:
         print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)

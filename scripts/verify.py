@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from autogemm.database import find_table, read_table
-from autogemm.device import default_device, device_of
+from autogemm.device import device_named, device_of
 from autogemm.errors import AutogemmError
 from autogemm.grading import as_markdown, as_text, grade
 from autogemm.journal import device_turn
@@ -62,11 +62,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     try:
-        where = torch.device(options.device) if options.device else default_device()
+        where = device_named(options.device)
         torch.empty(1, device=where)
         if where.type == "cuda":
             torch.cuda.set_device(where)
-            where = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError) as error:
         print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

@@ -334,3 +334,22 @@ def test_a_compiled_call_with_changing_sizes_and_autocast_is_right() -> None:
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), F.linear(x, W, BIAS), rtol=2e-2, atol=1e-1)
     torch._dynamo.reset()
+
+
+def test_a_tuned_layer_is_compiled_inside_transforms() -> None:
+    x = torch.randn(24, 40)
+    with every_product_tuned():
+        for transform in (
+            lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+            lambda f: torch.func.grad(lambda x: f(x).sum()),
+            torch.vmap,
+        ):
+            torch._dynamo.reset()
+            ours, torchs = (
+                torch.compile(
+                    transform(lambda x, f=f: f(x, W, BIAS)), backend="aot_eager", fullgraph=True
+                )(x)
+                for f in (autogemm.linear, F.linear)
+            )
+            torch.testing.assert_close(ours, torchs)
+    torch._dynamo.reset()

@@ -425,3 +425,20 @@ def test_a_jit_trace_holds_the_operator() -> None:
     traced = torch.jit.trace(lambda A, B: gemm(1.5, A, B), (A, B))
     assert "autogemm::gemm" in str(traced.graph)
     torch.testing.assert_close(traced(A[:3], B), 1.5 * A[:3] @ B)
+
+
+def test_a_compiled_transform_rounds_once_and_reads_what_it_should() -> None:
+    def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+        torch._dynamo.reset()
+        return torch.compile(
+            lambda x: torch.func.jvp(function, (x,), (x,))[0], backend="aot_eager", fullgraph=True
+        )
+
+    h = torch.full((2, 64), 40.0).half()
+    assert compiled(lambda a: gemm(0.01, a, h.t().contiguous()))(h).isfinite().all()
+    batch = torch.full((3, 2, 64), 40.0).half()
+    for right in (h.t().contiguous(), h.t().expand(3, 64, 2)):
+        found = compiled(lambda a, right=right: gemm(0.01, a, right))(batch)
+        torch.testing.assert_close(found, gemm(0.01, batch, right))
+    nan = torch.full((6, 9), torch.nan)
+    assert torch.equal(compiled(lambda a: gemm(0.0, a, B, 2.0, C))(nan), 2 * C)

@@ -303,6 +303,16 @@ def test_autogemms_own_call_is_one_product_whatever_it_runs() -> None:
     torch.testing.assert_close(c, 1.5 * (A @ B) + 0.5 * C)
 
 
+def test_an_update_in_place_is_recorded_as_one() -> None:
+    c = C.clone()
+    with autogemm.record() as recording:
+        autogemm.gemm_(1.0, A, B, 1.0, c)
+        autogemm.gemm(1.0, A, B, out=c)
+    assert {str(p) for p in recording.products} == {
+        "float32 4x6x5 (row x row -> row, inplace)", "float32 4x6x5 (row x row -> row, none)",
+    }  # fmt: skip
+
+
 def test_a_layer_is_recorded_by_whom_it_is_served() -> None:
     layer = autogemm.nn.Linear(5, 6)
     with autogemm.record() as recording:
