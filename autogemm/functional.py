@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from autogemm import autocasting, operator, routing
 from autogemm.api import gemm
@@ -13,9 +15,6 @@ from autogemm.errors import InvalidProblem
 from autogemm.routing import Form, Operands
 
 _modes_are_on = torch._C._is_torch_function_mode_enabled
-_samples = (torch.zeros(shape, device="cpu") for shape in ((1, 1, 1), (1, 1), (1,)))
-_biased_is_view = F.linear(*_samples)._is_view()
-"""Whether torch's own result for 3-D input and a bias is a view: so until 2.14, not since."""
 
 
 def linear(
@@ -65,8 +64,16 @@ def routed_linear(
     result = product(_linear_form, 1.0, input, weight, 1.0, bias)
     if result is None:
         return None
-    as_view = bias is not None and _biased_is_view
-    return in_shape(result, (*input.shape[:-1], weight.shape[0]), as_view=as_view)
+    shape = (*input.shape[:-1], weight.shape[0])
+    return in_shape(result, shape, as_view=bias is not None and _biased_is_view())
+
+
+@functools.lru_cache(maxsize=1)
+def _biased_is_view() -> bool:
+    """Whether torch's own result for 3-D input and a bias is a view: so until 2.14, not since."""
+    with _disable_current_modes():  # a recording is not to see this
+        samples = (torch.zeros(shape, device="cpu") for shape in ((1, 1, 1), (1, 1), (1,)))
+        return F.linear(*samples)._is_view()
 
 
 torch.library.define("autogemm::linear", "(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
