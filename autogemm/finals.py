@@ -33,6 +33,10 @@ TIE = 1.01
 class Bench(Protocol):
     """What measures candidates on one problem: ``measure.Workbench``, or a recording in tests."""
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Do what these candidates' first calls need and can be done side by side."""
+        ...
+
     def judge(
         self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
     ) -> Measured:

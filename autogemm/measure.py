@@ -7,6 +7,7 @@ call and includes the host. What is compared is measured in turns, in one run.
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 import time
@@ -25,7 +26,17 @@ from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, Candidate, Run
 
 ALPHA, BETA = 1.5, 0.5
-"""Scalars every measurement uses: neither is a special case of any library."""
+"""Scalars measurements use: neither is a special case of any library."""
+
+
+def scalars(problem: Problem) -> tuple[float, float]:
+    """α and β for measurements of a problem.
+
+    A bias is added as it is: linear layers do, and torch has a faster form for it.
+    """
+    if problem.update == "bias":
+        return 1.0, 1.0
+    return ALPHA, 0.0 if problem.update == "none" else BETA
 
 _GRAPH_US = 1500.0
 """Length of one replay, long against the event timer's half microsecond."""
@@ -65,7 +76,7 @@ class Workbench:
             make_operands(problem, torch_device, normal) for _ in range(count - 1)
         ]
         if check:
-            bench.samples = sample_references(problem, torch_device, ALPHA, BETA)
+            bench.samples = sample_references(problem, torch_device, *scalars(problem))
         try:
             yield bench
         finally:
@@ -84,12 +95,30 @@ class Workbench:
 
     def call(self, run: Run, operands: Operands) -> torch.Tensor:
         """One call as a user makes it."""
-        beta = 0.0 if operands.C is None else BETA
-        return run(ALPHA, operands.A, operands.B, beta, operands.C, operands.out)
+        alpha, beta = scalars(self.problem)
+        return run(alpha, operands.A, operands.B, beta, operands.C, operands.out)
+
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Compile the candidates' kernels side by side, rather than each when it is measured."""
+        if self.device.has_cuda and self.device.has_package("triton"):
+            from autogemm.kernels.launch import compile_ahead
+
+            compile_ahead(
+                functools.partial(self._try, candidate)
+                for candidate in candidates
+                if "triton" in BY_NAME[candidate.strategy].depends_on
+            )
+
+    def _try(self, candidate: Candidate) -> None:
+        try:
+            self.call(self.bind(candidate), self.operands[0])
+        except Exception as problem:  # ``judge`` will say so
+            if context_is_lost(problem):
+                raise
 
     def error(self, run: Run, bound: ErrorBound) -> tuple[float, str]:
         """R on random and hostile data, and what it exceeds (``accuracy.worst_ratio``)."""
-        return worst_ratio(self.samples, run, self.problem, ALPHA, BETA, bound=bound)
+        return worst_ratio(self.samples, run, self.problem, *scalars(self.problem), bound=bound)
 
     def judge(
         self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
@@ -110,7 +139,7 @@ class Workbench:
                     note=complaint,
                     workspace_bytes=workspace,
                 )  # fmt: skip
-            norm = error_norm(self.samples, run, ALPHA, BETA)
+            norm = error_norm(self.samples, run, *scalars(self.problem))
             graph = self.graph(run) if self.device.has_cuda else None
             rough = (graph or self.eager(run))()
             slow = screen(rough)

@@ -100,6 +100,7 @@ class Search:
     ) -> list[Measured] | None:
         """Measure what is not measured yet and return all; None where time ran out first."""
         rows = self._recorded()
+        self._prepare(bench, [candidate for candidate in self._bounds if candidate not in rows])
         for part in self._parts():
             while (candidate := part.next(rows)) is not None:
                 if over():
@@ -107,6 +108,12 @@ class Search:
                 rows[candidate] = self._measure(candidate, bench, rows)
                 tell(rows[candidate])
         return [rows[candidate] for candidate in self._bounds if candidate in rows]
+
+    def _prepare(self, bench: Bench, candidates: Sequence[Candidate]) -> None:
+        if not self._study.user_attrs.get("preparing"):  # or a process died of it: not again
+            self._study.set_user_attr("preparing", True)
+            bench.prepare(candidates)
+            self._study.set_user_attr("preparing", False)
 
     # -------------------------------------------------------------------------- what is next
 

@@ -75,6 +75,9 @@ class Recording:
         fact = self.facts.get(candidate, self.default)
         return self.default if isinstance(fact, str) else fact
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        pass
+
     def judge(
         self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
     ) -> Measured:

@@ -7,15 +7,20 @@ integer's value, every pointer's type and 16-byte alignment, and the constants.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _MAX_COMPILED = 4096
 _compiled: dict[Hashable, Any] = {}
+_only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -73,8 +78,36 @@ def launch(
     options = {"num_warps": num_warps}
     if registers is not None:
         options["maxnreg"] = registers
-    result = kernel[(blocks,)](*descriptors, *tensors, *integers, *floats, **constants, **options)
+    arguments = (*descriptors, *tensors, *integers, *floats)
+    if _only_compiles.get():
+        kernel.warmup(*arguments, grid=(blocks,), **constants, **options)
+        return
+    result = kernel[(blocks,)](*arguments, **constants, **options)
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
         if len(_compiled) >= _MAX_COMPILED:
             _compiled.clear()
         _compiled[key] = result
+
+
+def compile_ahead(calls: Iterable[Callable[[], object]]) -> None:
+    """Compile, side by side, what the calls would launch; tensors they return are unwritten.
+
+    A kernel takes a processor a second or so, and tuning meets some hundred. What fails here is
+    left to fail where it is launched. Triton before 3.5 and its interpreter do nothing.
+    """
+    try:
+        from triton.runtime._async_compile import AsyncCompileMode
+    except ImportError:
+        return
+    if knobs.runtime.interpret:
+        return
+    token = _only_compiles.set(True)
+    try:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as threads,
+            AsyncCompileMode(threads, ignore_errors=True),
+        ):
+            for call in calls:
+                call()
+    finally:
+        _only_compiles.reset(token)

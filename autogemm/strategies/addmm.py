@@ -36,8 +36,8 @@ class Addmm(Strategy):
         return [{"reduction": "full"}, {"reduction": "reduced"}]
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
-        # α, β and the sum of both terms round once each.
-        rho = 3.0
+        # α, β and the sum of both terms round once each; ``kept_wide`` rounds β once more.
+        rho = 4.0 if _may_round_twice(problem) else 3.0
         if params["reduction"] == "reduced":
             # Partial sums and their total round to 16 bits once each, as torch documents it.
             rho += 2 * precision.unit_roundoff(problem.dtype) / precision.accumulation_roundoff(
@@ -50,8 +50,10 @@ class Addmm(Strategy):
         return params["reduction"] == "reduced" and not state.reduced_reduction
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
-        run = _run_one_row if problem.update == "bias" and device.has_cuda else _run
         reduced = params["reduction"] == "reduced"
+        run = _run if reduced or not _may_round_twice(problem) else _run_wide
+        if problem.update == "bias" and device.has_cuda:
+            run = _one_row(run)
         return switched(run, full_accuracy_switch(problem, reduced=reduced))
 
 
@@ -133,7 +135,24 @@ def torchs_own(
 _run = torchs_own(torch.mm, torch.addmm)
 
 
-def _run_one_row(
+_ALMOST_ONE = 1.0 - 2.0**-24
+
+
+def kept_wide(beta: complex | float) -> complex | float:
+    """β for a 16-bit product of cuBLAS that must not be rounded before β·C is added.
+
+    At β = 1 cuBLAS adds 16-bit numbers: the product, rounded, to C (H200, cuBLAS 13.1: errors up
+    to half a unit in the last place of the product, whatever torch's settings). At the float32
+    next to 1 it adds in float32.
+    """
+    return _ALMOST_ONE if beta == 1 else beta
+
+
+def _may_round_twice(problem: Problem) -> bool:
+    return problem.is_half and problem.device_type == "cuda"
+
+
+def _run_wide(
     alpha: complex | float,
     A: torch.Tensor,
     B: torch.Tensor,
@@ -141,6 +160,25 @@ def _run_one_row(
     C: torch.Tensor | None,
     out: torch.Tensor | None,
 ) -> torch.Tensor:
-    assert C is not None
-    # A 1-D input lets torch use cuBLASLt's bias epilogue instead of filling the result first.
-    return _run(alpha, A, B, beta, C[0], out)
+    return _run(alpha, A, B, kept_wide(beta), C, out)
+
+
+def _one_row(otherwise: Run) -> Run:
+    """The run for a C that is one row, repeated."""
+
+    def run(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        assert C is not None
+        # A 1-D input lets torch use cuBLASLt's bias epilogue, which adds in float32, instead of
+        # filling the result first. torch 2.11 calls it for rows it refuses, too.
+        if beta == 1 and (out is None or out.stride(0) >= out.shape[1]):
+            return _run(alpha, A, B, beta, C[0], out)
+        return otherwise(alpha, A, B, beta, C, out)
+
+    return run

@@ -15,7 +15,7 @@ from autogemm import precision
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
-from autogemm.strategies.addmm import full_accuracy_switch
+from autogemm.strategies.addmm import full_accuracy_switch, kept_wide
 from autogemm.strategies.base import Params, ParamValue, Run, Strategy, one_of
 from autogemm.strategies.combine import combine
 from autogemm.strategies.guarded import aligned_extent
@@ -50,7 +50,7 @@ class Padded(Strategy):
         return [{"form": "through"}, {"form": "fused"}]
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
-        return ErrorBound(4.0, precision.growth(problem.dtype, problem.k))
+        return ErrorBound(5.0, precision.growth(problem.dtype, problem.k))
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
@@ -98,7 +98,7 @@ class Padded(Strategy):
             else:
                 result = stage(C, rows=m_padded, cols=n_padded, dtype=dtype)
             first = C if C is not None and not result_needs else result
-            scale = 0 if C is None else beta
+            scale = 0 if C is None else kept_wide(beta) if problem.is_half else beta
             if switch is None:
                 torch.addmm(first, a, b, beta=scale, alpha=alpha, out=result)
             else:

@@ -53,6 +53,9 @@ class Bench:
     def us(candidate: Candidate) -> float:
         return 50 + random.Random(str(candidate)).random() * 100
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        pass
+
     def judge(
         self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
     ) -> Measured:
