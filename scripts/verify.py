@@ -21,6 +21,7 @@ from autogemm.device import device_named, device_of
 from autogemm.errors import AutogemmError
 from autogemm.grading import as_markdown, as_text, grade
 from autogemm.journal import device_turn
+from autogemm.problem import DTYPES
 from autogemm.report import text_table
 from autogemm.strategies import BY_NAME
 from autogemm.supervisor import TuningFailed, supervise
@@ -39,6 +40,9 @@ def parse() -> argparse.Namespace:
     extent = grading.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="a sample of every test (default)")
     extent.add_argument("--full", action="store_true", help="all of them, and k up to 2^20")
+    grading.add_argument(
+        "--dtype", choices=DTYPES, action="append", help="this type only (may be repeated)"
+    )
     grading.add_argument("--markdown", type=Path, metavar="FILE", help="write the scorecard there")
     timing = parser.add_argument_group("with --table")
     timing.add_argument("--db", type=Path, metavar="PATH", help="the table's file or directory")
@@ -90,10 +94,12 @@ def show_grades(where: torch.device, options: argparse.Namespace, deadline: floa
             bar.set_description_str(words[:48], refresh=False)
             bar.update()
 
-        grades = grade(where, extent, deadline=deadline, report=step)
+        dtypes = [DTYPES[name] for name in options.dtype or DTYPES]
+        grades = grade(where, extent, dtypes=dtypes, deadline=deadline, report=step)
     print(as_text(grades))
     if options.markdown:
         command = f"python scripts/verify.py --accuracy --device {where.type} --{extent}"
+        command += "".join(f" --dtype {name}" for name in options.dtype or ())
         options.markdown.write_text(as_markdown(grades, command), encoding="utf-8")
     return 1 if grades.breaches else 0
 

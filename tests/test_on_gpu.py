@@ -49,6 +49,30 @@ def check(found, alpha, A, B, beta=0.0, C=None, level="highest") -> None:  # typ
     assert ((found[..., rows, :].double() - exact).abs() <= limit).all()
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(33, 24, 80), (128, 128, 128), *SHAPES], ids=str)
+def test_a_product_is_not_rounded_before_c_is_added(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    m, n, k = shape
+    A, B, C = normal(m, k, dtype=dtype), normal(k, n, dtype=dtype), 8 * normal(m, n, dtype=dtype)
+    for alpha in (1.0, -0.5):
+        check(gemm(alpha, A, B, 1.0, C, precision="highest"), alpha, A, B, 1.0, C)
+        row = C[:1].expand(m, n)
+        check(gemm(alpha, A, B, 1.0, row, precision="highest"), alpha, A, B, 1.0, row)
+        held = C.clone()
+        check(gemm_(alpha, A, B, 1.0, held, precision="highest"), alpha, A, B, 1.0, C)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_results_of_one_row_in_any_layout_are_served(dtype: torch.dtype) -> None:
+    A, B, row = normal(1, 5, dtype=dtype), normal(5, 130, dtype=dtype), normal(1, 130, dtype=dtype)
+    out = torch.empty_strided((1, 130), (1, 1), dtype=dtype, device="cuda")
+    for level in LEVELS:
+        gemm(1.0, A, B, 1.0, row, precision=level, out=out)
+        check(out, 1.0, A, B, 1.0, row, level=level)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_keep_the_contract(shape: tuple[int, int, int], level: str) -> None:

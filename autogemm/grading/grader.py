@@ -16,7 +16,7 @@ import torch
 
 from autogemm import api
 from autogemm.device import Device, device_of
-from autogemm.grading.known_faults import known_fault
+from autogemm.grading.known_faults import errors_cancel, known_fault
 from autogemm.grading.oracle import Truth, has_oracle
 from autogemm.grading.trials import EXTENTS, Extent, Trial, laid_out, trials
 from autogemm.measure import context_is_lost
@@ -331,9 +331,12 @@ def _judge(
     eps = float(torch.finfo(truth.dtype).eps)
     if truth.dtype is torch.float32 and held.level != "highest":
         eps = allowance(held.level, truth.dtype) * accumulation_roundoff(truth.dtype)
+    typical = trial.typical and errors_cancel(
+        truth.dtype, placed.problem.device_type, trial.name
+    )
     for result in results:
         score.results += 1
-        complaint = truth.complaint(result, held.limit, trial.typical)
+        complaint = truth.complaint(result, held.limit, typical)
         if trial.family == "netlib":
             ratio = truth.netlib_ratio(result, eps)
             score.netlib = max(score.netlib, ratio)

@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.kernels.epilogue import ieee_tile, store_tile
 from autogemm.kernels.launch import ceil_div, launch, written
-from autogemm.kernels.raster import tile_origin
+from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split import LOWEST_EXPONENT
 from autogemm.kernels.split_product import Tiling, is_aligned
@@ -93,11 +93,16 @@ def _fused_kernel(
     out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
     HAS_C: tl.constexpr, ALIGNED: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
     TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, GUARD: tl.constexpr,
+    STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+    down = tl.cdiv(m, BM)
+    if GRAM:
+        tiles = down * (down + 1) // 2
+        i0, j0 = triangle_origin(tl.program_id(0) % tiles, BM)
+    else:
+        tiles = down * tl.cdiv(n, BN)
+        i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
     slice_ = tl.program_id(0) // tiles
-    i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
     first = slice_ * slice_k
     last = tl.minimum(first + slice_k, k)
     x, y = _tiles(a_tiles, b_tiles, i0, j0, first, A_T, B_T)
@@ -160,6 +165,12 @@ def _fused_kernel(
         total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ALIGNED,
         BM, BN,
     )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if i0 != j0:
+            store_tile(
+                tl.trans(total), c, out, j0, i0, n, n, c_row, c_col, out_row, out_col, alpha, beta,
+                HAS_C, ALIGNED, BN, BM,
+            )  # fmt: skip
 
 
 def fused_product(
@@ -187,6 +198,8 @@ def fused_product(
     alone, the result is right for ordinary operands only.
     """
     (m, k), n = A.shape, B.shape[1]
+    gram = tiling.bm == tiling.bn and is_gram(A, B)
+    tiles = tile_count(m, n, tiling.bm, tiling.bn, gram=gram)
     slice_k = ceil_div(ceil_div(k, slices), tiling.bk) * tiling.bk
     slices = ceil_div(k, slice_k)
     target, source = out, C
@@ -197,7 +210,7 @@ def fused_product(
     b_k, b_row = B.stride()
     launch(
         _fused_kernel,
-        ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn) * slices,
+        tiles * slices,
         (A, B, read, target),
         (
             m,
@@ -224,6 +237,7 @@ def fused_product(
             "BK": tiling.bk,
             "STAGES": tiling.stages,
             "GUARD": guard,
+            "GRAM": gram,
         },
         num_warps=tiling.warps,
         registers=registers,

@@ -17,8 +17,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.kernels.epilogue import ieee_tile, store_tile
-from autogemm.kernels.launch import ceil_div, launch, written
-from autogemm.kernels.raster import tile_origin
+from autogemm.kernels.launch import launch, written
+from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.split import Split
 
 TOTAL_SCALE = 2.0**14
@@ -140,8 +140,12 @@ def _product_kernel(
     c_col, out_row, out_col, chunk_blocks, group, alpha, beta, gain, certified,
     HAS_C: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, GUARD: tl.constexpr,
+    GRAM: tl.constexpr,
 ):  # fmt: skip
-    i0, j0 = tile_origin(tl.program_id(0), m, n, group, BM, BN)
+    if GRAM:
+        i0, j0 = triangle_origin(tl.program_id(0), BM)
+    else:
+        i0, j0 = tile_origin(tl.program_id(0), m, n, group, BM, BN)
     blocks = tl.cdiv(k, BK)
     chunks = tl.cdiv(blocks, chunk_blocks)
     b_scales = a_scales + chunks.to(tl.int64) * m
@@ -188,6 +192,12 @@ def _product_kernel(
         total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
         ALIGNED, BM, BN,
     )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if i0 != j0:
+            store_tile(
+                tl.trans(total), c, out, j0, i0, n, n, c_row, c_col, out_row, out_col, alpha, beta,
+                HAS_C, ALIGNED, BN, BM,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +235,7 @@ def split_product(
     """
     (m, k), n = A.shape, B.shape[1]
     source = out if C is None else C
+    gram = tiling.bm == tiling.bn and is_gram(A, B)
     b_k, b_row = B.stride()
     extents, pitches = [split.terms.shape[0], k], [split.terms.stride(0), 1]
     a_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bm, tiling.bk])
@@ -233,7 +244,7 @@ def split_product(
         b_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bn, tiling.bk])
     launch(
         _product_kernel,
-        ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn),
+        tile_count(m, n, tiling.bm, tiling.bn, gram=gram),
         (A, B, split.scales, source, out),
         (
             m,
@@ -257,6 +268,7 @@ def split_product(
             "BK": tiling.bk,
             "STAGES": tiling.stages,
             "GUARD": guard,
+            "GRAM": gram,
         },
         num_warps=tiling.warps,
         descriptors=(a_terms, b_terms),

@@ -65,6 +65,8 @@ _CHUNKS = {
     ("fused", "fp16x3"): (64, 128, 256, 512),
     ("fused", "fp16"): (512, 2048),
 }
+_MORE_SLICES = 4
+"""Times as many slices that a Gram matrix may take: it has fewer tiles to fill a device with."""
 _WAVES = (1, 2, 4)
 """Programs a multiprocessor that slices of k aim at."""
 
@@ -160,7 +162,7 @@ class EmulatedFP32(Strategy):
             truncation += 0.002 * chunk
         correction = max(one[in_one == 3] for one in _TRUNCATION.values())
         correction *= -(-chunk // bk) * bk / _STEP
-        promotions = -(-part // chunk) + slices
+        promotions = -(-part // chunk) + slices * (_MORE_SLICES if problem.m == problem.n else 1)
         lost = k / 16 if params["form"] == "split" else k / 8
         growth = truncation + correction + promotions + lost + 5
         return ErrorBound(8.0 if terms == 2 else 2.0**14, growth)
@@ -207,6 +209,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
 
 def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.fused_product import fused_product
+    from autogemm.kernels.raster import is_gram, tile_count
     from autogemm.kernels.split_product import Tiling
 
     terms = 1 if params["method"] == "fp16" else 2
@@ -218,8 +221,15 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
     tiling = Tiling(bm, bn, bk, warps, int(params["stages"]), int(params["group"]))
     chunk, slices = int(params["chunk"]), int(params["slices"])
     gain = _gain(device, bk, one_accumulator=terms == 2)
-    # Two programs share a multiprocessor: one converts while the other multiplies.
-    registers = _REGISTERS // (2 * 32 * warps) if warps == 8 else None
+    side = max(bm, bn)
+    square = next((t for t in _FUSED_TILES if t[:3] == (side, side, bk)), None)
+
+    def gram_of(m: int, k: int) -> tuple[Tiling, int]:
+        """Square tiles for a Gram matrix, of which half are computed, and slices to match."""
+        assert square is not None
+        tiles = tile_count(m, m, side, side, gram=True)
+        wanted = min(2 * device.units // tiles, k // (4 * bk), _MORE_SLICES * slices)
+        return Tiling(*square, tiling.group), max(1, wanted) if slices > 1 else 1
 
     def write(
         alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
@@ -227,8 +237,13 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
         if transposed:
             A, B, out = B.t(), A.t(), out.t()
             C = None if C is None else C.t()
+        cut, parts = tiling, slices
+        if square is not None and is_gram(A, B):
+            cut, parts = gram_of(*A.shape)
+        # Two programs share a multiprocessor: one converts while the other multiplies.
+        registers = _REGISTERS // (2 * 32 * cut.warps) if cut.warps == 8 else None
         fused_product(
-            alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=slices, tiling=tiling,
+            alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=parts, tiling=cut,
             gain=gain, guard=guard, registers=registers,
         )  # fmt: skip
 
