@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -45,28 +46,38 @@ def ieee_tile(
 @triton.jit
 def store_tile(
     total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write α·total + β·C. ALIGNED: columns are contiguous and rows 16-byte aligned."""
+    """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result."""
     r = tl.arange(0, BM)[:, None]
     q = tl.arange(0, BN)[None, :]
-    if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
+    if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
         n = n // 4 * 4
         c_row = c_row // 4 * 4
         out_row = out_row // 4 * 4
-        inside = (r < m - i0) & (q < n - j0)
-        # Offsets within a tile fit 32 bits, or it is not called aligned.
-        total *= alpha
+    inside = (r < m - i0) & (q < n - j0)
+    total *= alpha
+    if ROWS > 0:
         if HAS_C:
             c += i0.to(tl.int64) * c_row + j0
             total += beta * tl.load(c + (r * c_row + q), mask=inside, other=0.0)
         out += i0.to(tl.int64) * out_row + j0
         tl.store(out + (r * out_row + q), total, mask=inside)
     else:
-        inside = (r < m - i0) & (q < n - j0)
         r64 = (i0 + r).to(tl.int64)
         q64 = (j0 + q).to(tl.int64)
-        total *= alpha
         if HAS_C:
             total += beta * tl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
         tl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)
+
+
+def rows_of(x: torch.Tensor) -> int:
+    """How the rows of a float32 matrix lie, for ``store_tile``.
+
+    2: contiguous and at multiples of 16 bytes, 1: contiguous, neighbouring threads then write
+    neighbouring elements; 0: neither, or so far apart that offsets within a tile exceed 32 bits.
+    """
+    row, col = x.stride()
+    if col != 1 or row >= 2**23:
+        return 0
+    return 2 if row % 4 == 0 and x.shape[1] % 4 == 0 and x.data_ptr() % 16 == 0 else 1

@@ -17,12 +17,12 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, store_tile
+from autogemm.kernels.epilogue import ieee_tile, rows_of, store_tile
 from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split import LOWEST_EXPONENT
-from autogemm.kernels.split_product import Tiling, is_aligned
+from autogemm.kernels.split_product import Tiling
 
 _PLACE = tl.constexpr(11)
 """Where the first block's largest magnitudes come to lie: [2¹¹, 2¹²)."""
@@ -91,7 +91,7 @@ def _weight(
 def _fused_kernel(
     a_tiles, b_tiles, a, b, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
     out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
-    HAS_C: tl.constexpr, ALIGNED: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
     TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr,
 ):  # fmt: skip
@@ -158,18 +158,18 @@ def _fused_kernel(
                 a, b, i0, j0, m, n, first, last, chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
                 BM, BN,
             )  # fmt: skip
-    if ALIGNED:
+    if ROWS == 2:
         n = n // 4 * 4
     out += slice_.to(tl.int64) * m * n  # one matrix a slice
     store_tile(
-        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ALIGNED,
+        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
         BM, BN,
     )  # fmt: skip
     if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
         if i0 != j0:
             store_tile(
                 tl.trans(total), c, out, j0, i0, n, n, c_row, c_col, out_row, out_col, alpha, beta,
-                HAS_C, ALIGNED, BN, BM,
+                HAS_C, ROWS, BN, BM,
             )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def fused_product(
         (alpha, beta, gain) if slices == 1 else (1.0, 0.0, gain),
         {
             "HAS_C": source is not None,
-            "ALIGNED": is_aligned(read) and is_aligned(target),
+            "ROWS": min(rows_of(read), rows_of(target)),
             "A_T": a_t,
             "B_T": b_t,
             "TERMS": terms,

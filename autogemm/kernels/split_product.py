@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, store_tile
+from autogemm.kernels.epilogue import ieee_tile, rows_of, store_tile
 from autogemm.kernels.launch import launch, written
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.split import Split
@@ -138,7 +138,7 @@ def _is_too_light(
 def _product_kernel(
     a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row,
     c_col, out_row, out_col, chunk_blocks, group, alpha, beta, gain, certified,
-    HAS_C: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, GUARD: tl.constexpr,
     GRAM: tl.constexpr,
 ):  # fmt: skip
@@ -190,13 +190,13 @@ def _product_kernel(
                 )  # fmt: skip
     store_tile(
         total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-        ALIGNED, BM, BN,
+        ROWS, BM, BN,
     )  # fmt: skip
     if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
         if i0 != j0:
             store_tile(
                 tl.trans(total), c, out, j0, i0, n, n, c_row, c_col, out_row, out_col, alpha, beta,
-                HAS_C, ALIGNED, BN, BM,
+                HAS_C, ROWS, BN, BM,
             )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def split_product(
         (alpha, beta, gain, CERTIFIED[terms]),
         {
             "HAS_C": C is not None,
-            "ALIGNED": is_aligned(source) and is_aligned(out),
+            "ROWS": min(rows_of(source), rows_of(out)),
             "TERMS": terms,
             "BM": tiling.bm,
             "BN": tiling.bn,
@@ -274,13 +274,3 @@ def split_product(
         descriptors=(a_terms, b_terms),
     )
     written(out)
-
-
-def is_aligned(x: torch.Tensor) -> bool:
-    """Whether rows are contiguous and start at multiples of 16 bytes, for wide accesses.
-
-    Rows so far apart that offsets within a tile exceed 32 bits do not count.
-    """
-    row, col = x.stride()
-    near = col == 1 and row < 2**23
-    return near and row % 4 == 0 and x.shape[1] % 4 == 0 and x.data_ptr() % 16 == 0
