@@ -14,6 +14,8 @@ import torch
 from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from autogemm.aliasing import written as written
+
 _MAX_COMPILED = 4096
 _compiled: dict[Hashable, Any] = {}
 
@@ -21,12 +23,6 @@ _compiled: dict[Hashable, Any] = {}
 def ceil_div(x: int, y: int) -> int:
     """x / y rounded up. Triton's own ``cdiv`` takes 5 µs when called from Python."""
     return -(-x // y)
-
-
-def written(out: torch.Tensor) -> None:
-    """Tell autograd that a kernel of ours has changed ``out``, as torch's own operators do."""
-    if not out.is_inference():
-        torch.autograd.graph.increment_version(out)
 
 
 def launch(
