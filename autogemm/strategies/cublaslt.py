@@ -142,16 +142,17 @@ def _bound(problem: Problem, otherwise: Run, params: Params) -> Run:
     def prepared(
         A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None, D: torch.Tensor
     ) -> _Call | None:
-        reads_c = C is not None and problem.update == "add" and d.fits(C)
-        lead = d.lead_of(C) if C is not None and reads_c else d.lead_of(D)
-        product = Product(problem, (a.lead_of(A), b.lead_of(B), lead, d.lead_of(D)))
-        found = algorithm(product, fields)
-        if found is None:
-            return None
-        return _Call(
-            (product, found), product.descriptor, found.address, found.workspace_bytes,
-            *product.layouts, reads_c,
-        )  # fmt: skip
+        lead = d.lead_of(D)
+        own = d.lead_of(C) if C is not None and problem.update == "add" and d.fits(C) else None
+        for c in (lead,) if own is None else (own, lead):  # as it lies, then as a copy of it
+            product = Product(problem, (a.lead_of(A), b.lead_of(B), c, lead))
+            found = algorithm(product, fields)
+            if found is not None:
+                return _Call(
+                    (product, found), product.descriptor, found.address, found.workspace_bytes,
+                    *product.layouts, reads_c=c == own,
+                )  # fmt: skip
+        return None
 
     def run(
         alpha: complex | float,
