@@ -267,9 +267,8 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bindings]:
     package, inner = types.ModuleType("nvmath"), types.ModuleType("nvmath.bindings")
     inner.cublasLt = fake  # type: ignore[attr-defined]
     package.bindings = inner  # type: ignore[attr-defined]
-    modules: dict[str, types.ModuleType] = {"nvmath": package, "nvmath.bindings": inner, "nvmath.bindings.cublasLt": fake}
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    for module in (package, inner, fake):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
