@@ -79,15 +79,18 @@ class Algorithm:
         return int(value.value)
 
     def capability(self, attribute: int, kind: Any) -> list[int]:
-        """A capability (``cublasLtMatmulAlgoCapAttributes_t``): one number or several."""
-        get, written = library().matmul_algo_cap_get_attribute, ctypes.c_size_t()
-        get(self.address, attribute, 0, 0, ctypes.addressof(written))
-        values = (kind * (written.value // ctypes.sizeof(kind)))()
-        if len(values):
-            get(
-                self.address, attribute, ctypes.addressof(values), ctypes.sizeof(values),
-                ctypes.addressof(written),
-            )  # fmt: skip
+        """A capability (``cublasLtMatmulAlgoCapAttributes_t``), or several; none if not known."""
+        lib, written = library(), ctypes.c_size_t()
+        at = ctypes.addressof(written)
+        try:
+            lib.matmul_algo_cap_get_attribute(self.address, attribute, 0, 0, at)
+            values = (kind * (written.value // ctypes.sizeof(kind)))()
+            if len(values):
+                lib.matmul_algo_cap_get_attribute(
+                    self.address, attribute, ctypes.addressof(values), ctypes.sizeof(values), at
+                )
+        except lib.cuBLASLtError:
+            return []
         return list(values)
 
 
