@@ -26,14 +26,14 @@ from autogemm.device import Device
 from autogemm.problem import Problem
 
 _WORKSPACE_BYTES = 2**25
-"""torch's own limit for cuBLASLt on Hopper."""
+"""What torch gives cuBLAS on Hopper."""
 _PROPOSALS, _PROPOSALS_WITHOUT_WORKSPACE = 10, 4
 _MOST = 24
-"""Candidates of one problem: each costs the tuner some 50 ms."""
+"""Candidates of one problem: the tuner times them all."""
 _SPLITS, _SPLITS_TAKEN, _SHORTEST_PART = (2, 3, 4, 6, 8, 12, 16, 24, 32), 6, 128
 _TILES_TAKEN = 4
 _TILE_EDGE = 64
-"""What a row or column of a tile costs, in elements: loading it against multiplying it."""
+"""What a row or column of a tile costs, in elements: a guess at loading against multiplying."""
 
 
 def worth_measuring(problem: Problem, device: Device) -> list[dict[str, int]]:
