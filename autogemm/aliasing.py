@@ -20,6 +20,12 @@ def same_view(x: torch.Tensor, y: torch.Tensor) -> bool:
     )
 
 
+def written(out: torch.Tensor) -> None:
+    """Tell autograd that a kernel of ours has changed ``out``, as torch's own operators do."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
 def overlap(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether two tensors of one dtype may share an element.
 

@@ -123,7 +123,7 @@ def _cpu_device(threads: int) -> Device:
 
 
 def _packages() -> frozenset[str]:
-    names = ("triton",)
+    names = ("triton", "nvmath")
     return frozenset(name for name in names if importlib.util.find_spec(name) is not None)
 
 
@@ -171,8 +171,9 @@ def software_versions(device_type: str) -> Mapping[str, str]:
         if (version := _package_version(package)) is not None:
             versions["cublas"] = version
             break
-    if (version := _package_version("triton")) is not None:
-        versions["triton"] = version
+    for name, package in (("triton", "triton"), ("nvmath", "nvmath-python")):
+        if (version := _package_version(package)) is not None:
+            versions[name] = version
     if (version := _driver_version()) is not None:
         versions["driver"] = version
     return versions

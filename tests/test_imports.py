@@ -16,7 +16,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 LAYERS = (
     ("errors",),
     ("aliasing", "problem", "precision", "device", "arguments"),
-    ("kernels",),
+    ("kernels", "cublas"),
     ("strategies",),
     ("database",),
     ("dispatch",),
@@ -148,6 +148,10 @@ def test_triton_is_imported_under_kernels_alone() -> None:
     assert importers("triton") == {m for m in MODULES if m.startswith("kernels.")}
 
 
+def test_nvmath_is_imported_by_the_module_that_owns_its_bindings_alone() -> None:
+    assert importers("nvmath") == {"cublas.library"}
+
+
 def test_kernels_are_imported_within_functions_alone() -> None:
     for module in MODULES:
         if not module.startswith("kernels"):
@@ -167,7 +171,7 @@ def test_the_call_needs_nothing_of_the_tuner() -> None:
     assert {module.split(".")[0] for module in reached} == {
         "autogemm", "api", "explanation", "operator", "autograd", "batching", "dispatch",
         "database", "strategies", "device", "precision", "problem", "errors",
-        "aliasing", "arguments", "corners",
+        "aliasing", "arguments", "corners", "cublas",
         "recording", "report", "event_times", "listener",
         "routing", "autocasting", "functional", "nn", "overriding", "replacing",
         "auditing", "diagnosis", "accuracy", "operands",

@@ -42,6 +42,8 @@ def test_every_cache_of_the_package_has_a_bound_or_a_reason() -> None:
         and value.__module__ == module.__name__
     }
     assert unbounded == {
+        "autogemm.cublas.library.library",  # no arguments
+        "autogemm.cublas.library.handle",  # one for each GPU
         "autogemm.device._cuda_device",  # one for each GPU
         "autogemm.device._cpu_device",  # one for each number of threads
         "autogemm.device.software_versions",  # one for each type of device

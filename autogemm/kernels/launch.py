@@ -18,6 +18,8 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from autogemm.aliasing import written as written
+
 _MAX_COMPILED = 4096
 _compiled: dict[Hashable, Any] = {}
 _only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
@@ -26,12 +28,6 @@ _only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
 def ceil_div(x: int, y: int) -> int:
     """x / y rounded up. Triton's own ``cdiv`` takes 5 µs when called from Python."""
     return -(-x // y)
-
-
-def written(out: torch.Tensor) -> None:
-    """Tell autograd that a kernel of ours has changed ``out``, as torch's own operators do."""
-    if not out.is_inference():
-        torch.autograd.graph.increment_version(out)
 
 
 def launch(

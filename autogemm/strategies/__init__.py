@@ -7,6 +7,7 @@ between measured candidates goes to the one that stands earlier.
 from autogemm.strategies.addmm import Addmm, baseline
 from autogemm.strategies.baddbmm import Baddbmm
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
+from autogemm.strategies.cublaslt import CublasLt
 from autogemm.strategies.emulated_fp32 import EmulatedFP32
 from autogemm.strategies.half import Half
 from autogemm.strategies.ksplit import KSplit
@@ -23,6 +24,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     OneDNN(),
     Loop(),
     KSplit(),
+    CublasLt(),
     Padded(),
     TF32(),
     Half(),

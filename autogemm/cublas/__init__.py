@@ -1,0 +1,1 @@
+"""cuBLASLt through nvmath's bindings: its descriptors, its algorithms. Loaded when needed."""
