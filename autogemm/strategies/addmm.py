@@ -175,10 +175,15 @@ def _one_row(otherwise: Run) -> Run:
         out: torch.Tensor | None,
     ) -> torch.Tensor:
         assert C is not None
+        if beta != 1:
+            return otherwise(alpha, A, B, beta, C, out)
+        target = out
+        if out is not None and len(out) == 1 and out.stride(1) == 1:
+            # The stride over a single row says nothing, but cuBLASLt refuses one below n.
+            target = out.as_strided(out.shape, (out.shape[1], 1))
         # A 1-D input lets torch use cuBLASLt's bias epilogue, which adds in float32, instead of
-        # filling the result first. torch 2.11 calls it for rows it refuses, too.
-        if beta == 1 and (out is None or out.stride(0) >= out.shape[1]):
-            return _run(alpha, A, B, beta, C[0], out)
-        return otherwise(alpha, A, B, beta, C, out)
+        # filling the result first.
+        result = _run(alpha, A, B, beta, C[0], target)
+        return result if out is None else out
 
     return run

@@ -21,7 +21,7 @@ from autogemm.cublas.product import Product, forms, operands, scalars
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import ALIGNMENT_BYTES, DTYPE_NAMES, Problem
-from autogemm.strategies.addmm import Addmm
+from autogemm.strategies.addmm import Addmm, kept_wide
 from autogemm.strategies.base import Params, ParamValue, Run, Strategy
 
 _LIMITS = {"inner": 2**16, "cluster": 2**16}
@@ -134,7 +134,9 @@ def _bound(problem: Problem, otherwise: Run, params: Params) -> Run:
     a_mask, b_mask, d_mask = (x.alignment - 1 for x in (a, b, d))
     shape, dtype, fields = (problem.m, problem.n), problem.dtype, _fields(params)
     in_place = problem.update == "inplace"
-    row = _OwnRow(problem) if len(forms(problem)) > 1 else None
+    # Split sums are rounded before the epilogue adds a row (H200, cuBLAS 13.1).
+    takes_rows = len(forms(problem)) > 1 and fields["split_k"] == 1
+    row = _OwnRow(problem) if takes_rows else None
     matmul = library().matmul
     unseen: Any = object()
     calls: dict[object, _Call | None] = {}
@@ -178,18 +180,19 @@ def _bound(problem: Problem, otherwise: Run, params: Params) -> Run:
             return otherwise(alpha, A, B, beta, C, out)
         _, descriptor, chosen, size, first, second, c, d_layout, reads_c = call
         at_c = at_d
+        scale = kept_wide(beta) if problem.is_half else beta
         if C is None or in_place:
             c = d_layout
         elif reads_c and not C.data_ptr() & d_mask:
             at_c = C.data_ptr()
         elif row is not None and beta == 1 and _is_aligned_row(C):
             row.product.add_row(C.data_ptr())
-            descriptor, c, beta = row.product.descriptor, d_layout, 0.0
+            descriptor, c, scale = row.product.descriptor, d_layout, 0.0
         else:
             c = d_layout
             D.copy_(C)
         at_first, at_second = (at_b, at_a) if d.by_rows else (at_a, at_b)
-        memory, at_alpha, at_beta = scalars(dtype, alpha, beta)
+        memory, at_alpha, at_beta = scalars(dtype, alpha, scale)
         workspace = A.new_empty(size, dtype=torch.uint8) if size else None
         matmul(
             handle(index), descriptor, at_alpha, at_first, first, at_second, second, at_beta,
