@@ -563,7 +563,7 @@ def test_names_are_unique_and_the_baseline_comes_first() -> None:
     assert [strategy.rank for strategy in STRATEGIES] == list(range(len(names)))
 
 
-@BY_ID
+@pytest.mark.parametrize("strategy", STRATEGIES.own, ids=[s.name for s in STRATEGIES.own])
 def test_a_strategy_is_named_after_its_file(strategy: Strategy) -> None:
     assert type(strategy).__module__ == f"autogemm.strategies.{strategy.name}"
 
