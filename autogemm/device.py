@@ -181,8 +181,9 @@ def software_versions(device_type: str) -> Mapping[str, str]:
         if (version := _package_version(package)) is not None:
             versions["cublas"] = version
             break
-    if (version := _package_version("triton")) is not None:
-        versions["triton"] = version
+    for name, package in (("triton", "triton"), ("quack", "quack-kernels")):
+        if (version := _package_version(package)) is not None:
+            versions[name] = version
     if (version := _driver_version()) is not None:
         versions["driver"] = version
     return versions

@@ -8,6 +8,7 @@ earlier. ``BY_NAME`` holds the same by name.
 from autogemm.strategies.addmm import Addmm, baseline
 from autogemm.strategies.baddbmm import Baddbmm
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
+from autogemm.strategies.cute import Cute
 from autogemm.strategies.emulated_fp32 import EmulatedFP32
 from autogemm.strategies.half import Half
 from autogemm.strategies.ksplit import KSplit
@@ -29,6 +30,7 @@ _OWN: tuple[Strategy, ...] = (
     TF32(),
     Half(),
     EmulatedFP32(),
+    Cute(),
 )
 
 STRATEGIES = Strategies(_OWN)
