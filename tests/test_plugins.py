@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import autogemm
+from autogemm.device import device_of
 from autogemm.errors import PluginWarning
 from autogemm.strategies import STRATEGIES
 from autogemm.strategies.plugins import ByName, Strategies, find
@@ -142,6 +145,16 @@ def test_a_plugin_that_multiplies_while_it_is_imported_sees_the_packages_own(
     install(site, "early_plugin", "import sys\nsys.look()\n" + WORKING.format(name="early"))
     assert strategies[-1].name == "early"
     assert seen == [[strategy.name for strategy in STRATEGIES.own]]
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [("json", True), ("not_there", False), ("not_there.at_all", False)]
+)
+def test_any_package_that_a_strategy_needs_is_looked_for(name: str, there: bool) -> None:
+    here = device_of(torch.device("cpu"))
+    assert here.has_package(name) == there
+    assert pickle.loads(pickle.dumps(here)) == here
+    assert pickle.loads(pickle.dumps(here)).has_package(name) == there
 
 
 SESSION = """
