@@ -40,12 +40,12 @@ BY_NAME = ByName(STRATEGIES)
 
 def origin_of(name: str) -> str:
     """The distribution and version that a strategy comes from; "" for the package's own."""
-    return STRATEGIES.plugins.origins.get(name, "")
+    return BY_NAME.plugins.origins.get(name, "")
 
 
 def left_out() -> tuple[str, ...]:
     """The strategies of plug-ins that cannot be used: name, distribution and reason of each."""
-    return STRATEGIES.plugins.left_out
+    return BY_NAME.plugins.left_out
 
 
 __all__ = [

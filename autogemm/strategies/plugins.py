@@ -147,6 +147,11 @@ class ByName(MutableMapping[str, Strategy]):
         self._strategies = strategies
         self._names: dict[str, Strategy] | None = None
 
+    @property
+    def plugins(self) -> Plugins:
+        """What was found besides the package's own."""
+        return self._strategies.plugins
+
     def _all(self) -> dict[str, Strategy]:
         if self._names is not None:
             return self._names
