@@ -10,6 +10,7 @@ from autogemm.errors import (
     DatabaseWarning,
     InvalidProblem,
     NoStrategy,
+    PluginWarning,
 )
 from autogemm.explanation import Explanation
 from autogemm.functional import linear
@@ -28,6 +29,7 @@ __all__ = [
     "Explanation",
     "InvalidProblem",
     "NoStrategy",
+    "PluginWarning",
     "Product",
     "Recording",
     "__version__",

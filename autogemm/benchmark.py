@@ -142,7 +142,7 @@ def retime(
                 base, name = baseline(problem, level), choice
                 if mode == "call":
                     base, name = Candidate.of("torch.addmm"), Candidate.of(f"gemm {level}")
-                    runs[base], runs[name] = _plain_addmm, _as_user(level)
+                    runs[base], runs[name] = plain_addmm, _as_user(level)
                 else:
                     runs[base], runs[name] = bench.bind(base), bench.bind(name)
                 contests[level] = (base, name, choice)
@@ -178,10 +178,10 @@ _IN_TF32 = fp32_compute("cuda", "tf32")
 
 def _tf32_addmm(*call: Any) -> torch.Tensor:
     with _IN_TF32:
-        return _plain_addmm(*call)
+        return plain_addmm(*call)
 
 
-def _plain_addmm(
+def plain_addmm(
     alpha: complex | float,
     A: torch.Tensor,
     B: torch.Tensor,

@@ -12,7 +12,7 @@ import importlib.util
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,21 @@ import torch
 _CPU_FEATURES = (
     "amx_bf16", "amx_fp16", "avx512_bf16", "avx512_fp16", "avx512f", "avx2", "sve", "bf16", "asimd",
 )  # fmt: skip
+
+
+class Installed(Container[str]):
+    """The Python packages that can be imported here; each is looked for when it is asked for."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _is_installed(name)
+
+
+@functools.cache
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # the package that a dotted name begins with is missing
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +54,7 @@ class Device:
     cache_bytes: int = 0
     memory_bytes: int = 0
     features: tuple[str, ...] = ()
-    packages: frozenset[str] = field(default=frozenset(), compare=False)
+    packages: Container[str] = field(default=frozenset(), compare=False)
 
     @property
     def slug(self) -> str:
@@ -98,7 +113,7 @@ def _cuda_device(index: int) -> Device:
         # Rounded to GiB: ECC and firmware move the last megabytes between equal cards.
         memory_bytes=round(facts.total_memory / 2**30) * 2**30,
         features=() if torch.version.hip is None else ("rocm",),
-        packages=_packages(),
+        packages=Installed(),
     )
 
 
@@ -118,13 +133,8 @@ def _cpu_device(threads: int) -> Device:
         units=threads,
         cache_bytes=_last_level_cache(),
         features=tuple(features),
-        packages=_packages(),
+        packages=Installed(),
     )
-
-
-def _packages() -> frozenset[str]:
-    names = ("triton", "nvmath")
-    return frozenset(name for name in names if importlib.util.find_spec(name) is not None)
 
 
 def _onednn_has_bf16() -> bool:
@@ -171,7 +181,8 @@ def software_versions(device_type: str) -> Mapping[str, str]:
         if (version := _package_version(package)) is not None:
             versions["cublas"] = version
             break
-    for name, package in (("triton", "triton"), ("nvmath", "nvmath-python")):
+    names = (("triton", "triton"), ("nvmath", "nvmath-python"), ("quack", "quack-kernels"))
+    for name, package in names:
         if (version := _package_version(package)) is not None:
             versions[name] = version
     if (version := _driver_version()) is not None:

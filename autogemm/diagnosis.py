@@ -19,7 +19,7 @@ from autogemm.device import Device, default_device, device_of, software_versions
 from autogemm.errors import DatabaseError, DatabaseWarning
 from autogemm.precision import PrecisionState, current_state
 from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem
-from autogemm.strategies import BY_NAME, STRATEGIES, Strategy
+from autogemm.strategies import BY_NAME, STRATEGIES, Strategy, left_out, origin_of
 
 _SIZES = ((512, 512, 4096), (513, 511, 4097))
 """(m, n, k) that stand for all: one that is aligned in every type, one that is in none."""
@@ -127,14 +127,25 @@ def _software(device: Device, advise: Advise) -> Iterator[str]:
 
 def _strategies(device: Device, advise: Advise) -> Iterator[str]:
     for strategy in STRATEGIES:
-        able, reasons = _abilities(strategy, device)
+        origin = origin_of(strategy.name)
+        name = f"{strategy.name} ({origin})" if origin else strategy.name
+        try:
+            able, reasons = _abilities(strategy, device)
+        except Exception as problem:
+            if not origin:
+                raise
+            yield f"{name}: cannot be told: {_in_short(problem)}"
+            continue
         if able:
-            yield f"{strategy.name}: runs {', '.join(able)}"
+            yield f"{name}: runs {', '.join(able)}"
         for reason, met in reasons.items():
             if not able:
-                yield f"{strategy.name}: cannot run: {reason}"
+                yield f"{name}: cannot run: {reason}"
             elif set(met) - set(able):
-                yield f"{strategy.name}: not {', '.join(met)}: {reason}"
+                yield f"{name}: not {', '.join(met)}: {reason}"
+    for words in left_out():
+        yield f"left out: the strategy {words}"
+        advise("repair or uninstall the plug-in whose strategy is left out")
 
 
 def _abilities(strategy: Strategy, device: Device) -> tuple[list[str], dict[str, list[str]]]:

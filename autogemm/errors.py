@@ -20,5 +20,9 @@ class DatabaseError(AutogemmError, ValueError):
     """A tuning table is damaged; the message holds the file and the path of the value in it."""
 
 
+class PluginWarning(UserWarning):
+    """A strategy that another package offers cannot be used; everything else goes on without it."""
+
+
 class DatabaseWarning(UserWarning):
     """A tuning table, or one entry of it, is not used; calls go on with the safe default."""

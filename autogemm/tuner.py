@@ -40,7 +40,7 @@ from autogemm.journal import open_storage
 from autogemm.precision import LEVELS, Tolerance
 from autogemm.problem import Problem
 from autogemm.search import Search, chosen_in
-from autogemm.strategies import STRATEGIES, Candidate
+from autogemm.strategies import STRATEGIES, Candidate, origin_of
 from autogemm.workloads import Workload, levels_of
 
 OpenBench = Callable[[Problem], AbstractContextManager[Bench]]
@@ -263,8 +263,12 @@ def candidates_for(problem: Problem, device: Device, levels: Sequence[str]) -> l
 
 
 def space_digest(problem: Problem, device: Device) -> str:
-    """A short digest of all candidates: a change means that tuning again may find more."""
-    names = sorted(str(c) for c in candidates_for(problem, device, levels_of(problem)))
+    """A short digest of all candidates: a change means that tuning again may find more.
+
+    A plug-in's counts with its version, which no environment records.
+    """
+    candidates = candidates_for(problem, device, levels_of(problem))
+    names = sorted(f"{c} {origin_of(c.strategy)}".rstrip() for c in candidates)
     if problem.update == "bias":
         names.append("alpha = beta = 1")  # once they were measured as all others are
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Re-time every tuned problem against torch.addmm, interleaved, beside an A/A pair."""
+"""Re-time every tuned problem against torch.addmm, interleaved, beside an A/A pair.
+
+With --peers, time what a user would pick instead beside it: Inductor, nvmath, quack.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from autogemm import benchmark
+from autogemm import benchmark, peers
 from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
+from autogemm.database.lookup import evidence_at, evidence_for
 from autogemm.device import (
     Device,
     clocks,
@@ -31,7 +35,9 @@ from autogemm.errors import AutogemmError
 from autogemm.overhead import launch_costs, overhead
 from autogemm.problem import DTYPE_NAMES, DTYPES
 from autogemm.report import geomean, text_table
+from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME
+from autogemm.workloads import PRESETS, preset
 
 
 def parse() -> argparse.Namespace:
@@ -49,6 +55,13 @@ def parse() -> argparse.Namespace:
         "--regret", action="store_true", help="leave-one-out over the table; times nothing"
     )
     parser.add_argument(
+        "--peers", action="store_true", help="time what a user would pick instead, side by side"
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="with --peers: which problems (quick)")
+    parser.add_argument(
+        "--shapes", type=Path, metavar="FILE", help="with --peers: problems in YAML or CSV"
+    )
+    parser.add_argument(
         "--overhead", action="store_true",
         help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
     )
@@ -57,6 +70,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--budget is {options.budget}; expected a positive number of seconds")
     if options.sample is not None and options.sample < 1:
         parser.error(f"--sample is {options.sample}; expected a positive number")
+    if (options.preset or options.shapes) and not options.peers:
+        parser.error("--preset and --shapes choose the problems of --peers")
     if options.json is not None:
         try:  # not after minutes of timing
             options.json.open("a").close()
@@ -78,6 +93,8 @@ def main() -> int:
     except (RuntimeError, AssertionError) as error:
         print(f"--device {options.device}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    if options.peers:
+        return show_peers(device_of(where), where, options)
     try:
         # Leave-one-out needs no hardware: with --db it scores another machine's table too.
         if options.regret and options.db and options.db.suffix == ".yaml":
@@ -113,6 +130,46 @@ def show_overhead() -> int:
             for cost in launch_costs(device_of(where), where)
         ]
         print(text_table(("problem", "launched", "host us"), rows))
+    return 0
+
+
+def show_peers(device: Device, where: torch.device, options: argparse.Namespace) -> int:
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    deadline = time.time() + options.budget if options.budget else float("inf")
+    try:
+        if options.shapes and not options.preset:
+            workloads = list(read_shapes(options.shapes, where.type).workloads)
+        else:
+            workloads = preset(options.preset or "quick", where.type)
+        if options.db:
+            evidence = evidence_at(find_table(device, options.db), device)
+        else:
+            evidence = evidence_for(device)
+    except AutogemmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    problems = [load.problem for load in workloads]
+    if options.dtype:
+        problems = [p for p in problems if DTYPE_NAMES[p.dtype] == options.dtype]
+    if options.sample:
+        random.Random(0).shuffle(problems)
+        problems = problems[: options.sample]
+    found = peers.compared(problems, evidence, device, where, deadline=deadline)
+    tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
+    bar = tqdm(found, total=len(problems), unit="problem", dynamic_ncols=True, mininterval=1)
+    comparisons = list(bar)
+    print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
+    print(peers.as_text(comparisons))
+    if len(comparisons) < len(problems):
+        print(f"the budget is over; {len(problems) - len(comparisons)} problems were not timed")
+    if options.json:
+        facts = {
+            "device": str(device),
+            "versions": dict(software_versions(device.type)),
+            "comparisons": [c.as_json() for c in comparisons],
+        }
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 
 

@@ -35,6 +35,7 @@ LAYERS = (
     ("search",),
     ("tuner",),
     ("supervisor", "benchmark", "overhead"),
+    ("peers",),
     ("grading", "verification"),
 )
 """From what everything may import to what nothing imports; a folder counts as one."""
@@ -142,6 +143,12 @@ def test_optuna_is_imported_by_the_tuner_its_search_and_its_journal_alone() -> N
 
 def test_transformers_is_imported_for_its_own_layer_alone() -> None:
     assert importers("transformers") == {"nn.conv1d"}
+
+
+def test_quack_is_imported_by_its_strategy_and_where_it_is_a_peer() -> None:
+    assert importers("quack") == {"strategies.cute", "peers"}
+    assert all(lazy for m in ("strategies.cute", "peers") for name, lazy in imports(m)
+               if name.split(".")[0] in ("quack", "nvmath"))  # fmt: skip
 
 
 def test_triton_is_imported_under_kernels_alone() -> None:

@@ -544,7 +544,7 @@ GPU = Device(
     units=100,
     cache_bytes=2**25,
     memory_bytes=2**35,
-    packages=frozenset(package for strategy in STRATEGIES for package in strategy.packages),
+    packages=frozenset(name for strategy in STRATEGIES for name in strategy.packages),
 )
 OLD_GPU = replace(GPU, name="Imaginary 1", capability=(1, 0))
 CPU = Device(type="cpu", name="Imaginary CPU", units=4)
@@ -563,7 +563,7 @@ def test_names_are_unique_and_the_baseline_comes_first() -> None:
     assert [strategy.rank for strategy in STRATEGIES] == list(range(len(names)))
 
 
-@BY_ID
+@pytest.mark.parametrize("strategy", STRATEGIES.own, ids=[s.name for s in STRATEGIES.own])
 def test_a_strategy_is_named_after_its_file(strategy: Strategy) -> None:
     assert type(strategy).__module__ == f"autogemm.strategies.{strategy.name}"
 

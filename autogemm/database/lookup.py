@@ -289,6 +289,12 @@ def evidence_for(device: Device) -> Evidence:
     return _evidence(device, tuple(search_path()))
 
 
+def evidence_at(path: Path, device: Device) -> Evidence:
+    """The evidence of one table alone; raises ``DatabaseError`` where it cannot be read."""
+    table, _ = read_table(path, BY_NAME)
+    return Evidence(device, [Source(table, foreign=table.device != device)])
+
+
 def forget_evidence() -> None:
     """Read the tables anew at the next call."""
     _evidence.cache_clear()

@@ -1,13 +1,15 @@
 """Every way autogemm knows to compute a product; one idea a file.
 
-``STRATEGIES`` is the one list of them, simplest first: the baselines lead it, and a tie
-between measured candidates goes to the one that stands earlier.
+``STRATEGIES`` is the one list of them, simplest first: the baselines lead it, those of other
+packages (``plugins``) end it, and a tie between measured candidates goes to the one that stands
+earlier. ``BY_NAME`` holds the same by name.
 """
 
 from autogemm.strategies.addmm import Addmm, baseline
 from autogemm.strategies.baddbmm import Baddbmm
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
 from autogemm.strategies.cublaslt import CublasLt
+from autogemm.strategies.cute import Cute
 from autogemm.strategies.emulated_fp32 import EmulatedFP32
 from autogemm.strategies.half import Half
 from autogemm.strategies.ksplit import KSplit
@@ -15,9 +17,10 @@ from autogemm.strategies.loop import Loop
 from autogemm.strategies.matmul_axpby import MatmulAxpby
 from autogemm.strategies.onednn import OneDNN
 from autogemm.strategies.padded import Padded
+from autogemm.strategies.plugins import ByName, Strategies
 from autogemm.strategies.tf32 import TF32
 
-STRATEGIES: tuple[Strategy, ...] = (
+_OWN: tuple[Strategy, ...] = (
     Addmm(),
     Baddbmm(),
     MatmulAxpby(),
@@ -29,9 +32,23 @@ STRATEGIES: tuple[Strategy, ...] = (
     TF32(),
     Half(),
     EmulatedFP32(),
+    Cute(),
 )
 
-BY_NAME: dict[str, Strategy] = {strategy.name: strategy for strategy in STRATEGIES}
+STRATEGIES = Strategies(_OWN)
+
+BY_NAME = ByName(STRATEGIES)
+
+
+def origin_of(name: str) -> str:
+    """The distribution and version that a strategy comes from; "" for the package's own."""
+    return BY_NAME.plugins.origins.get(name, "")
+
+
+def left_out() -> tuple[str, ...]:
+    """The strategies of plug-ins that cannot be used: name, distribution and reason of each."""
+    return BY_NAME.plugins.left_out
+
 
 __all__ = [
     "BY_NAME",
@@ -42,4 +59,6 @@ __all__ = [
     "Run",
     "Strategy",
     "baseline",
+    "left_out",
+    "origin_of",
 ]

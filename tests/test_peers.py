@@ -1,0 +1,256 @@
+"""Peers beside autogemm: everybody's answer is judged, and who cannot run says so once."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from invented import AXPBY, CPU, FULL, GPU, always, write_for_this_cpu
+
+from autogemm import peers
+from autogemm.benchmark import plain_addmm
+from autogemm.database.lookup import Evidence
+from autogemm.device import device_of
+from autogemm.peers import Comparison, Peer, Standing, as_text, compare, compared
+from autogemm.problem import contiguous_problem
+
+HERE = device_of(CPU)
+PROBLEM = contiguous_problem(24, 20, 300, torch.float32, device_type="cpu")
+NOTHING = Evidence(HERE, [])
+SCRIPT = Path(peers.__file__).parents[1] / "scripts" / "benchmark.py"
+
+
+def rounded(operands: Any, alpha: float, beta: float) -> Any:
+    """A peer that multiplies in bfloat16."""
+    return lambda alpha, A, B, beta, C, out: plain_addmm(
+        alpha, A.bfloat16(), B.bfloat16(), beta, C.bfloat16(), None
+    ).float()
+
+
+def slow(operands: Any, alpha: float, beta: float) -> Any:
+    def run(*call: Any) -> torch.Tensor:
+        time.sleep(2e-4)
+        return plain_addmm(*call)
+
+    return run
+
+
+def broken(operands: Any, alpha: float, beta: float) -> Any:
+    raise ValueError("\nno such luck\nand more")
+
+
+HONEST = Peer("honest", lambda operands, alpha, beta: plain_addmm)
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_ROUNDS", 3)
+
+
+def test_every_answer_is_judged_and_one_outside_the_contract_cannot_win() -> None:
+    found = compare(
+        PROBLEM, NOTHING, HERE, CPU, [HONEST, Peer("rounded", rounded), Peer("slow", slow)]
+    )
+    assert list(found.standings) == ["autogemm", "honest", "rounded", "slow"]
+    assert found.unable == {}
+    outside = {name for name, standing in found.standings.items() if standing.outside}
+    assert outside == {"rounded"}
+    assert found.standings["rounded"].error > 1000
+    assert found.winner != "rounded"
+    assert found.standings["slow"].ratio > 1
+    assert found.standings["autogemm"].ratio == 1
+    assert found.aa > 0
+
+
+def test_a_peer_that_fails_is_left_out_with_its_words_and_the_others_go_on() -> None:
+    wrong_later = Peer("later", lambda *_: lambda *call: broken(*call[:3]))
+    unwilling = Peer("unwilling", broken, lambda problem, device: ["not today", "nor there"])
+    found = compare(PROBLEM, NOTHING, HERE, CPU, [Peer("broken", broken), wrong_later, unwilling,
+                                                  HONEST])  # fmt: skip
+    assert found.unable == {
+        "broken": "ValueError: no such luck",
+        "later": "ValueError: no such luck",
+        "unwilling": "not today; nor there",
+    }
+    assert set(found.standings) == {"autogemm", "honest"}
+
+
+def test_a_lost_device_ends_it() -> None:
+    def lost(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        compare(PROBLEM, NOTHING, HERE, CPU, [Peer("lost", lost)])
+
+
+def test_peers_get_the_scalars_and_operands_of_the_problem() -> None:
+    seen = []
+
+    def watch(operands: Any, alpha: float, beta: float) -> Any:
+        seen.append((alpha, beta, operands.C is None, operands.out is None))
+        return plain_addmm
+
+    for update in ("none", "add", "bias", "inplace"):
+        compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [Peer("watch", watch)])
+    assert seen == [
+        (1.5, 0.0, True, True), (1.5, 0.5, False, True), (1.5, 0.5, False, True),
+        (1.5, 0.5, False, False),
+    ]  # fmt: skip
+
+
+def test_autogemm_runs_what_the_tables_choose(tmp_path: Path) -> None:
+    from autogemm.database.lookup import evidence_at
+
+    path = write_for_this_cpu(tmp_path, always(AXPBY, PROBLEM))
+    found = compare(PROBLEM, evidence_at(path, HERE), HERE, CPU, [])
+    assert found.choice == AXPBY
+    assert compare(PROBLEM, NOTHING, HERE, CPU, []).choice == FULL
+
+
+def test_after_the_deadline_nothing_is_begun() -> None:
+    found = compare(PROBLEM, NOTHING, HERE, CPU, [HONEST], deadline=time.time() - 1)
+    assert found.unable == {"honest": "the budget was over"}
+    assert list(compared([PROBLEM], NOTHING, HERE, CPU, deadline=time.time() - 1)) == []
+
+
+def standing(us: float, outside: str = "") -> Standing:
+    return Standing(us=us, ratio=us / 100.0, error=3.0, outside=outside)
+
+
+def test_the_report_marks_winners_and_sums_up_each_peer() -> None:
+    def made(m: int, unable: dict[str, str], **times: Standing) -> Comparison:
+        return Comparison(
+            problem=replace(PROBLEM, m=m), level="highest", mode="graph", choice=AXPBY,
+            standings=times, unable=unable, aa=1.001,
+        )  # fmt: skip
+
+    text = as_text(
+        [
+            made(64, {"gone": "was never here"}, autogemm=standing(100.0), fast=standing(200.0)),
+            made(65, {"gone": "was never here"}, autogemm=standing(100.0),
+                 fast=standing(50.0, "R = 9e9 exceeds 3")),
+            made(66, {"gone": "was never here"}, autogemm=standing(100.0), fast=standing(80.0)),
+        ],
+        [Peer("fast", broken), Peer("gone", broken)],
+    )  # fmt: skip
+    rows = text.splitlines()
+    assert "100.0*  200.0" in rows[1]
+    assert "100.0*   50.0!" in rows[2]
+    assert "100.0    80.0*" in rows[3]
+    mean = (2.0 * 0.5 * 0.8) ** (1 / 3)
+    assert f"fast: {mean:.3f} x autogemm's time, the geometric mean of 3 of 3 problems" in text
+    assert "fastest on 1" in text
+    assert "outside 'highest': float32 65x20x300 (row x row -> row, add): R = 9e9" in text
+    assert text.count("was never here") == 1
+    assert "gone could not run 3 of them: was never here" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "reason"),
+    [
+        ("nvmath", HERE, "runs on cuda, not on cpu"),
+        ("quack", HERE, "runs on cuda, not on cpu"),
+        ("tunableop", HERE, "runs on cuda, not on cpu"),
+        ("tunableop", GPU, "nothing but its own product"),
+        ("tunableop", replace(GPU, features=("rocm",)), ""),
+        ("nvmath", GPU, "needs the package 'nvmath'"),
+        ("quack", GPU, "needs the package 'quack'"),
+        ("quack", replace(GPU, packages=frozenset({"quack"})), "computes 16-bit types"),
+        ("torch", HERE, ""),
+        ("inductor", HERE, ""),
+    ],
+)
+def test_peers_state_what_they_lack(name: str, device: Any, reason: str) -> None:
+    (peer,) = (peer for peer in peers.PEERS if peer.name == name)
+    found = peer.reasons_not(PROBLEM, device)
+    assert reason in "; ".join(found)
+    assert bool(found) == bool(reason)
+
+
+def test_a_packages_peer_is_called_as_it_documents_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    called = []
+    fake = types.ModuleType("quack.gemm_interface")
+
+    def gemm(A: Any, B: Any, alpha: float) -> Any:
+        called.append("gemm")
+        return plain_addmm(alpha, A, B, 0.0, None, None)
+
+    def gemm_add(A: Any, B: Any, C: Any, alpha: float, beta: float) -> Any:
+        called.append("gemm_add")
+        return plain_addmm(alpha, A, B, beta, C, None)
+
+    def gemm_add_inplace(A: Any, B: Any, out: Any, alpha: float, beta: float) -> None:
+        called.append("gemm_add_inplace")
+        plain_addmm(alpha, A, B, beta, out, out)
+
+    fake.gemm, fake.gemm_add = gemm, gemm_add  # type: ignore[attr-defined]
+    fake.gemm_add_inplace = gemm_add_inplace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "quack", types.ModuleType("quack"))
+    monkeypatch.setitem(sys.modules, "quack.gemm_interface", fake)
+    quack = Peer("quack", peers._quack)
+    for update in ("none", "add", "inplace"):
+        called.clear()
+        found = compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [quack])
+        assert not found.unable
+        assert not found.standings["quack"].outside
+        assert set(called) == {{"none": "gemm", "add": "gemm_add"}.get(update, "gemm_add_inplace")}
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", *options])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code = runpy.run_path(str(SCRIPT))["main"]()
+    assert isinstance(code, int)
+    return code
+
+
+def test_the_script_compares_the_problems_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", (HONEST, Peer("broken", broken)))
+    shapes, figures = tmp_path / "shapes.yaml", tmp_path / "figures.json"
+    shapes.write_text("- {m: 16, n: 12, k: 20}\n- {m: 16, n: 12, k: 40, update: none}\n")
+    assert script(monkeypatch, "--peers", "--shapes", str(shapes), "--json", str(figures)) == 0
+    out = capsys.readouterr().out
+    assert "float32 16x12x20 (row x row -> row, add)" in out
+    assert "the geometric mean of 2 of 2 problems" in out
+    assert "broken could not run 2 of them: ValueError: no such luck" in out
+    facts = json.loads(figures.read_text())
+    names = [comparison["problem"].split(" (")[0] for comparison in facts["comparisons"]]
+    assert names == ["float32 16x12x20", "float32 16x12x40"]
+    assert all(math.isfinite(c["standings"]["honest"]["ratio"]) for c in facts["comparisons"])
+
+
+def test_the_script_takes_presets_and_stops_at_its_budget(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", (HONEST,))
+    options = ("--peers", "--preset", "quick", "--dtype", "float64", "--budget", "1e-9")
+    assert script(monkeypatch, *options) == 0
+    assert "the budget is over" in capsys.readouterr().out
+
+
+def test_problems_are_chosen_for_peers_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script(monkeypatch, "--preset", "quick")
+    assert "--preset and --shapes choose the problems of --peers" in capsys.readouterr().err
+
+
+def test_inductor_runs_where_there_is_a_compiler() -> None:
+    (inductor,) = (peer for peer in peers.PEERS if peer.name == "inductor")
+    found = compare(replace(PROBLEM, update="inplace"), NOTHING, HERE, CPU, [inductor])
+    if found.unable:
+        pytest.skip(found.unable["inductor"])
+    assert not found.standings["inductor"].outside
