@@ -155,8 +155,8 @@ def test_triton_is_imported_under_kernels_alone() -> None:
     assert importers("triton") == {m for m in MODULES if m.startswith("kernels.")}
 
 
-def test_nvmath_is_imported_by_the_module_that_owns_its_bindings_alone() -> None:
-    assert importers("nvmath") == {"cublas.library"}
+def test_nvmath_is_imported_by_the_module_that_owns_its_bindings_and_as_a_peer() -> None:
+    assert importers("nvmath") == {"cublas.library", "peers"}
 
 
 def test_kernels_are_imported_within_functions_alone() -> None:
