@@ -63,9 +63,28 @@ def combined_by_halves(reduction: Any, given: tuple[Any, ...]) -> list[Any]:
     return [reduction.to_tensor(v, x.dtype) for v, x in zip(values, given, strict=True)]
 
 
+def dot_of_bfloat16(dot: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's dot product, which takes the bits of bfloat16 for integers, mended."""
+
+    def create_dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype.scalar.name == "bf16":
+            a, b = (
+                SimpleNamespace(
+                    data=(x.data.astype(np.uint32) << 16).view(np.float32),
+                    dtype=interpreter.tl.float32,
+                )
+                for x in (a, b)
+            )
+        return dot(builder, a, b, *rest)
+
+    return create_dot
+
+
 if not ON_GPU:  # seconds become milliseconds
     interpreter = importlib.import_module("triton.runtime.interpreter")
     interpreter.ReduceOps.generic_reduce = combined_by_halves
+    builder = interpreter.InterpreterBuilder
+    builder.create_dot = dot_of_bfloat16(builder.create_dot)
 
 # The interpreter computes with numpy, which warns of every overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")

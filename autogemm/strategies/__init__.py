@@ -15,6 +15,7 @@ from autogemm.strategies.matmul_axpby import MatmulAxpby
 from autogemm.strategies.onednn import OneDNN
 from autogemm.strategies.padded import Padded
 from autogemm.strategies.tf32 import TF32
+from autogemm.strategies.triton_gemm import TritonGemm
 
 STRATEGIES: tuple[Strategy, ...] = (
     Addmm(),
@@ -26,6 +27,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Padded(),
     TF32(),
     Half(),
+    TritonGemm(),
     EmulatedFP32(),
 )
 
