@@ -622,6 +622,13 @@ EMULATED = [
     emulated("fused", "fp16x3", slices=2),
     emulated("fused", "fp16", bm=16),
 ]
+OURS = [
+    Candidate.of(
+        "triton_gemm", bm=bm, bn=bn, bk=32, warps=4, stages=2, slices=slices, group=8,
+        persistent=persistent,
+    )
+    for bm, bn, slices, persistent in ((64, 64, 1, True), (16, 64, 1, False), (64, 128, 2, False))
+]  # fmt: skip
 WIDE = [
     Candidate.of("matmul_axpby"),
     Candidate.of("ksplit", form="batched", chunks=3),
@@ -692,7 +699,7 @@ def test_the_guard_is_needed(
 ALL_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COMPUTED = [
     (candidate, dtype)
-    for candidate in (*TF32S, *HALVES, *PADDED, *WIDE, *EMULATED)
+    for candidate in (*TF32S, *HALVES, *PADDED, *OURS, *WIDE, *EMULATED)
     for dtype in ALL_TYPES
     if dtype in BY_NAME[candidate.strategy].dtypes
     and (candidate.kwargs.get("form") != "fused" or dtype is not torch.float64)
