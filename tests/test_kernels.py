@@ -174,6 +174,20 @@ def test_two_operands_are_staged_in_one_pass_each_in_its_own_order(a: str, b: st
     assert right.stride(0 if b.startswith("col") else 1) == 1
 
 
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("pitch", [9, 10])
+def test_16_bit_elements_are_copied_bit_by_bit_from_any_address(first: int, pitch: int) -> None:
+    bits = torch.arange(3, 3 + 700 * 90, 90).to(torch.int16).to(PLACE)
+    for rows, cols in itertools.product((1, 5), range(1, 10)):
+        x = bits.as_strided((rows, cols), (pitch, 1), first).view(torch.bfloat16)
+        for operand in (x, x.t()):
+            staged = staging.stage(operand, rows=16, cols=16, dtype=torch.bfloat16)
+            found = (staged if operand is x else staged.t()).contiguous().view(torch.int16)
+            assert torch.equal(found[:rows, :cols], x.contiguous().view(torch.int16))
+            assert not found[rows:].any()
+            assert not found[:, cols:].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_staging_carries_infinities_nan_and_signed_zeros(dtype: torch.dtype) -> None:
     x = torch.tensor([[torch.inf, -torch.inf, torch.nan, -0.0, 0.0]], device=PLACE)
