@@ -63,9 +63,28 @@ def combined_by_halves(reduction: Any, given: tuple[Any, ...]) -> list[Any]:
     return [reduction.to_tensor(v, x.dtype) for v, x in zip(values, given, strict=True)]
 
 
+def dot_of_bfloat16(dot: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's dot product, which takes the bits of bfloat16 for integers, mended."""
+
+    def create_dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype.scalar.name == "bf16":
+            a, b = (
+                SimpleNamespace(
+                    data=(x.data.astype(np.uint32) << 16).view(np.float32),
+                    dtype=interpreter.tl.float32,
+                )
+                for x in (a, b)
+            )
+        return dot(builder, a, b, *rest)
+
+    return create_dot
+
+
 if not ON_GPU:  # seconds become milliseconds
     interpreter = importlib.import_module("triton.runtime.interpreter")
     interpreter.ReduceOps.generic_reduce = combined_by_halves
+    builder = interpreter.InterpreterBuilder
+    builder.create_dot = dot_of_bfloat16(builder.create_dot)
 
 # The interpreter computes with numpy, which warns of every overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -153,6 +172,20 @@ def test_two_operands_are_staged_in_one_pass_each_in_its_own_order(a: str, b: st
         assert not staged[:, x.shape[1] :].any()
     assert left.stride(0 if a.startswith("col") else 1) == 1
     assert right.stride(0 if b.startswith("col") else 1) == 1
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("pitch", [9, 10])
+def test_16_bit_elements_are_copied_bit_by_bit_from_any_address(first: int, pitch: int) -> None:
+    bits = torch.arange(3, 3 + 700 * 90, 90).to(torch.int16).to(PLACE)
+    for rows, cols in itertools.product((1, 5), range(1, 10)):
+        x = bits.as_strided((rows, cols), (pitch, 1), first).view(torch.bfloat16)
+        for operand in (x, x.t()):
+            staged = staging.stage(operand, rows=16, cols=16, dtype=torch.bfloat16)
+            found = (staged if operand is x else staged.t()).contiguous().view(torch.int16)
+            assert torch.equal(found[:rows, :cols], x.contiguous().view(torch.int16))
+            assert not found[rows:].any()
+            assert not found[:, cols:].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -603,6 +636,13 @@ EMULATED = [
     emulated("fused", "fp16x3", slices=2),
     emulated("fused", "fp16", bm=16),
 ]
+OURS = [
+    Candidate.of(
+        "triton_gemm", bm=bm, bn=bn, bk=32, warps=4, stages=2, slices=slices, group=8,
+        persistent=persistent,
+    )
+    for bm, bn, slices, persistent in ((64, 64, 1, True), (16, 64, 1, False), (64, 128, 2, False))
+]  # fmt: skip
 WIDE = [
     Candidate.of("matmul_axpby"),
     Candidate.of("ksplit", form="batched", chunks=3),
@@ -673,7 +713,7 @@ def test_the_guard_is_needed(
 ALL_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COMPUTED = [
     (candidate, dtype)
-    for candidate in (*TF32S, *HALVES, *PADDED, *WIDE, *EMULATED)
+    for candidate in (*TF32S, *HALVES, *PADDED, *OURS, *WIDE, *EMULATED)
     for dtype in ALL_TYPES
     if dtype in BY_NAME[candidate.strategy].dtypes
     and (candidate.kwargs.get("form") != "fused" or dtype is not torch.float64)

@@ -65,7 +65,24 @@ FEW_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
         }
         for form in ("split", "fused")
         for method in ("fp16x3", "fp16")
-    ]
+    ],
+    "triton_gemm": [
+        {
+            "bm": bm,
+            "bn": bn,
+            "bk": 64,
+            "warps": 4,
+            "stages": 3,
+            "slices": slices,
+            "group": 8,
+            "persistent": persistent,
+        }
+        for bm, bn, slices, persistent in (
+            (64, 64, 1, False),
+            (16, 64, 2, False),
+            (64, 128, 1, True),
+        )
+    ],
 }
 """What stands for a search space too large to be tried whole."""
 

@@ -36,7 +36,7 @@ def _reduce_kernel(
     j = e % n
     total *= alpha
     if HAS_C:
-        total += beta * tl.load(c + i * c_row + j * c_col, mask=inside, other=0.0)
+        total += beta * tl.load(c + i * c_row + j * c_col, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + i * out_row + j * out_col, total, mask=inside)
 
 

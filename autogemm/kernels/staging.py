@@ -31,15 +31,51 @@ class Range:
 
 
 @triton.jit
+def _copy_words(x, y, odd, r, c, rows, cols, y_rows, y_cols, x_row, y_row):
+    """Copy 16-bit elements in pairs: half the accesses. ``odd``: x begins within a 32-bit word.
+
+    Only words that hold an element are read.
+    """
+    words = (x - odd).to(tl.pointer_type(tl.uint32))
+    place = r * x_row + 2 * c + odd
+    words += place >> 1
+    split = (place & 1) == 1
+    first = (r < rows) & (2 * c < cols)
+    second = (r < rows) & (2 * c + 1 < cols)
+    here = tl.load(words, mask=first, other=0)
+    beyond = tl.load(words + 1, mask=second & split, other=0)
+    pair = tl.where(split, (here >> 16) | (beyond << 16), here)
+    pair = tl.where(second, pair, pair & 0xFFFF)
+    at = y.to(tl.pointer_type(tl.uint32)) + (r * (y_row // 2) + c)
+    tl.store(at, pair, mask=(r < y_rows) & (2 * c < y_cols))
+
+
+@triton.jit
 def _stage_block(
-    block, x, y, flags, rows, cols, y_rows, y_cols, x_row, x_col, y_row, smallest, largest,
+    block, x, y, flags, odd, rows, cols, y_rows, y_cols, x_row, x_col, y_row, smallest, largest,
     STORE: tl.constexpr, CHECK: tl.constexpr, FLAG_ROWS: tl.constexpr, ALIGNED: tl.constexpr,
-    FLAG: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    WORDS: tl.constexpr, FLAG: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     across = tl.cdiv(y_cols, BLOCK_C)
     first_row = block // across * BLOCK_R
     first_col = block % across * BLOCK_C
     r = (first_row + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
+    if WORDS:
+        pairs = (first_col // 2 + tl.arange(0, BLOCK_C // 2)).to(tl.int64)[None, :]
+        _copy_words(x, y, odd, r, pairs, rows, cols, y_rows, y_cols, x_row, y_row)
+    else:
+        _stage_elements(
+            x, y, flags, first_row, first_col, r, rows, cols, y_rows, y_cols, x_row, x_col, y_row,
+            smallest, largest, STORE, CHECK, FLAG_ROWS, ALIGNED, FLAG, BLOCK_C,
+        )  # fmt: skip
+
+
+@triton.jit
+def _stage_elements(
+    x, y, flags, first_row, first_col, r, rows, cols, y_rows, y_cols, x_row, x_col, y_row,
+    smallest, largest, STORE: tl.constexpr, CHECK: tl.constexpr, FLAG_ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr, FLAG: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     c = (first_col + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
     if ALIGNED:
         x_row = tl.multiple_of(x_row, 8)
@@ -61,27 +97,35 @@ def _stage_block(
 # Row strides are not specialised: told that only the target's is a multiple of 16, Triton
 # vectorises for the target and reads an unaligned source uncoalesced (65 instead of 20 us for
 # 4095 x 4095 bfloat16 on an H200, Triton 3.6). ALIGNED says so where both are.
-@triton.jit(do_not_specialize=["x1_row", "y1_row", "x2_row", "y2_row", "smallest", "largest"])
+# Nor are extents, so that one compiled kernel serves all sizes.
+@triton.jit(
+    do_not_specialize=[
+        "odd1", "rows1", "cols1", "y1_rows", "y1_cols", "x1_row", "y1_row",
+        "odd2", "rows2", "cols2", "y2_rows", "y2_cols", "x2_row", "y2_row",
+        "blocks1", "first_flags", "smallest", "largest",
+    ]
+)  # fmt: skip
 def _stage_kernel(
     x1, y1, flags1, x2, y2, flags2,
-    rows1, cols1, y1_rows, y1_cols, x1_row, x1_col, y1_row,
-    rows2, cols2, y2_rows, y2_cols, x2_row, x2_col, y2_row, blocks1, first_flags,
+    odd1, rows1, cols1, y1_rows, y1_cols, x1_row, x1_col, y1_row,
+    odd2, rows2, cols2, y2_rows, y2_cols, x2_row, x2_col, y2_row, blocks1, first_flags,
     smallest, largest,
     STORE: tl.constexpr, CHECK: tl.constexpr, FLAG_ROWS1: tl.constexpr,
     FLAG_ROWS2: tl.constexpr, ALIGNED1: tl.constexpr, ALIGNED2: tl.constexpr,
-    FLAG: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    WORDS1: tl.constexpr, WORDS2: tl.constexpr, FLAG: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < blocks1:
         _stage_block(
-            block, x1, y1, flags1, rows1, cols1, y1_rows, y1_cols, x1_row, x1_col, y1_row,
-            smallest, largest, STORE, CHECK, FLAG_ROWS1, ALIGNED1, FLAG, BLOCK_R, BLOCK_C,
+            block, x1, y1, flags1, odd1, rows1, cols1, y1_rows, y1_cols, x1_row, x1_col, y1_row,
+            smallest, largest, STORE, CHECK, FLAG_ROWS1, ALIGNED1, WORDS1, FLAG, BLOCK_R, BLOCK_C,
         )  # fmt: skip
     else:
         _stage_block(
-            block - blocks1, x2, y2, flags2 + first_flags, rows2, cols2, y2_rows, y2_cols, x2_row,
-            x2_col, y2_row, smallest, largest, STORE, CHECK, FLAG_ROWS2, ALIGNED2, FLAG, BLOCK_R,
-            BLOCK_C,
+            block - blocks1, x2, y2, flags2 + first_flags, odd2, rows2, cols2, y2_rows, y2_cols,
+            x2_row, x2_col, y2_row, smallest, largest, STORE, CHECK, FLAG_ROWS2, ALIGNED2, WORDS2,
+            FLAG, BLOCK_R, BLOCK_C,
         )  # fmt: skip
 
 
@@ -124,13 +168,27 @@ class _Side:
         )
 
     @property
+    def in_words(self) -> bool:
+        """Whether 16-bit elements can be copied as they are, two at a time."""
+        source, target = self.source, self.target
+        return (
+            self.store
+            and self.flags is None
+            and source.dtype == target.dtype
+            and source.element_size() == 2
+            and source.stride(1) == 1
+            and target.shape[1] % 2 == 0
+        )
+
+    @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.source, self.target, self.target if self.flags is None else self.flags
 
     @property
     def integers(self) -> tuple[int, ...]:
         source, target = self.source, self.target
-        return (*source.shape, *target.shape, *source.stride(), target.stride(0))
+        odd = source.data_ptr() // 2 % 2
+        return (odd, *source.shape, *target.shape, *source.stride(), target.stride(0))
 
     @property
     def result(self) -> torch.Tensor:
@@ -187,6 +245,8 @@ def _launch(
             "FLAG_ROWS2": second.flag_rows,
             "ALIGNED1": first.aligned,
             "ALIGNED2": second.aligned,
+            "WORDS1": first.in_words,
+            "WORDS2": second.in_words,
             "FLAG": FLAG_BLOCK,
             "BLOCK_R": _BLOCK_ROWS,
             "BLOCK_C": _BLOCK_COLS,

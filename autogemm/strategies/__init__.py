@@ -19,6 +19,7 @@ from autogemm.strategies.onednn import OneDNN
 from autogemm.strategies.padded import Padded
 from autogemm.strategies.plugins import ByName, Strategies
 from autogemm.strategies.tf32 import TF32
+from autogemm.strategies.triton_gemm import TritonGemm
 
 _OWN: tuple[Strategy, ...] = (
     Addmm(),
@@ -31,6 +32,7 @@ _OWN: tuple[Strategy, ...] = (
     Padded(),
     TF32(),
     Half(),
+    TritonGemm(),
     EmulatedFP32(),
     Cute(),
 )

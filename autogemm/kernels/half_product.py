@@ -1,0 +1,317 @@
+"""α·A·B + β·C of 16-bit operands in one launch: float32 sums, rounded once, into any result.
+
+Operands come through tensor descriptors, which zero what lies outside; C and the result are
+read and written by plain masked accesses, so that their leading dimensions may be odd. A
+program computes one tile (``programs`` given: one tile after another) over one slice of k.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.raster import tile_origin
+from autogemm.kernels.reduce import reduce_slices
+from autogemm.kernels.split_product import Tiling
+
+_LINE = tl.constexpr(64)
+"""16-bit elements of a cache line."""
+_FAR_ROW = 2**31 // 256
+"""Offsets within a tile fit 32 bits below this stride: tiles have at most 256 rows."""
+_REGISTERS = 65536
+"""Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
+
+
+@triton.jit
+def _sum_of_products(
+    a, b, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for at in tl.range(first, last, BK, num_stages=STAGES):
+        x = a.load([at, i0]).T if A_T else a.load([i0, at])
+        y = b.load([j0, at]).T if B_T else b.load([at, j0])
+        total = tl.dot(x, y, total)
+    return total
+
+
+@triton.jit
+def _offsets(row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of a tile's elements from its first. UNIT: columns are contiguous, and 32 bits suffice."""
+    r = tl.arange(0, BM)[:, None]
+    q = tl.arange(0, BN)[None, :]
+    if UNIT:
+        at = r * row + q
+    else:
+        at = r.to(tl.int64) * row + q.to(tl.int64) * col
+    return at
+
+
+@triton.jit
+def _read(x, rows, cols, row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    inside = (tl.arange(0, BM)[:, None] < rows) & (tl.arange(0, BN)[None, :] < cols)
+    return tl.load(x + _offsets(row, col, UNIT, BM, BN), mask=inside, other=0.0)
+
+
+@triton.jit
+def _fetch(c, rows, cols, c_row, BM: tl.constexpr, BN: tl.constexpr):
+    """Have C's tile brought to the L2 cache while products are summed; nothing waits for it."""
+    r = tl.arange(0, BM)[:, None]
+    q = tl.arange(0, (BN + _LINE - 1) // _LINE)[None, :] * _LINE
+    tl.load(c + (r * c_row + q), mask=(r < rows) & (q < cols), other=0.0, volatile=True)
+
+
+@triton.jit
+def _store_columns(
+    total, read, c, out, rows, cols, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, AHEAD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Write α·total + β·C, AT_ONCE columns after one another so that registers suffice.
+
+    AHEAD: ``read`` is C's first part, and C's part behind these columns is returned, whose
+    reading nothing had to wait for.
+    """
+    if BN > AT_ONCE:
+        halves = tl.permute(tl.reshape(total, (BM, 2, BN // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        read = _store_columns(
+            left, read, c, out, rows, cols, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+            C_UNIT, OUT_UNIT, AHEAD, BM, BN // 2, AT_ONCE,
+        )  # fmt: skip
+        read = _store_columns(
+            right, read, c + (BN // 2) * c_col, out + (BN // 2) * out_col, rows, cols - BN // 2,
+            c_row, c_col, out_row, out_col, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, AHEAD, BM,
+            BN // 2, AT_ONCE,
+        )  # fmt: skip
+    else:
+        here = read
+        if HAS_C:
+            if AHEAD:
+                read = _read(c + BN * c_col, rows, cols - BN, c_row, c_col, C_UNIT, BM, BN)
+            else:
+                here = _read(c, rows, cols, c_row, c_col, C_UNIT, BM, BN)
+        total *= alpha
+        if HAS_C:
+            total += beta * here.to(tl.float32)
+        inside = (tl.arange(0, BM)[:, None] < rows) & (tl.arange(0, BN)[None, :] < cols)
+        at = _offsets(out_row, out_col, OUT_UNIT, BM, BN)
+        tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+    return read
+
+
+@triton.jit
+def _tile(
+    program, a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha, beta,
+    HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr,
+    FETCH: tl.constexpr, AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
+    A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    first = 0
+    last = k
+    if SLICED:
+        tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+        slice_ = program // tiles
+        program = program % tiles
+        first = slice_ * slice_k
+        last = tl.minimum(first + slice_k, k)
+        size = m.to(tl.int64) * n  # one matrix a slice
+        if ALIGNED:
+            size = size // 8 * 8
+        out += slice_ * size
+    i0, j0 = tile_origin(program, m, n, group, BM, BN)
+    if TURNED:
+        rows, cols = n - j0, m - i0
+        row, col = j0.to(tl.int64), i0.to(tl.int64)
+    else:
+        rows, cols = m - i0, n - j0
+        row, col = i0.to(tl.int64), j0.to(tl.int64)
+    if C_UNIT:
+        c_col = 1
+    if OUT_UNIT:
+        out_col = 1
+    if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
+        cols = cols // 8 * 8
+        c_row = c_row // 8 * 8
+        out_row = out_row // 8 * 8
+    c += row * c_row + col * c_col
+    out += row * out_row + col * out_col
+    if FETCH:
+        if TURNED:
+            _fetch(c, rows, cols, c_row, BN, BM)
+        else:
+            _fetch(c, rows, cols, c_row, BM, BN)
+    total = _sum_of_products(a, b, i0, j0, first, last, A_T, B_T, BM, BN, BK, STAGES)
+    read = 0.0
+    if TURNED:
+        _store_columns(
+            total.T, read, c, out, rows, cols, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+            C_UNIT, OUT_UNIT, False, BN, BM, BM,
+        )  # fmt: skip
+    else:
+        if AHEAD:
+            read = _read(c, rows, cols, c_row, c_col, C_UNIT, BM, AT_ONCE)
+        _store_columns(
+            total, read, c, out, rows, cols, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+            C_UNIT, OUT_UNIT, AHEAD, BM, BN, AT_ONCE,
+        )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "n", "k", "c_row", "c_col", "out_row", "out_col", "slice_k", "group", "alpha", "beta",
+    ]
+)  # fmt: skip
+def _product_kernel(
+    a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha, beta,
+    HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr,
+    FETCH: tl.constexpr, AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
+    PERSISTENT: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    if PERSISTENT:
+        tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+        # Flattened: the next tile's operands are on their way while this one is written.
+        for tile in tl.range(
+            tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES, flatten=True
+        ):
+            _tile(
+                tile, a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha,
+                beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, FETCH, AHEAD, TURNED, SLICED, A_T, B_T, BM,
+                BN, BK, STAGES, AT_ONCE,
+            )  # fmt: skip
+    else:
+        _tile(
+            tl.program_id(0), a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k,
+            group, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, FETCH, AHEAD, TURNED, SLICED,
+            A_T, B_T, BM, BN, BK, STAGES, AT_ONCE,
+        )  # fmt: skip
+
+
+def half_product(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    tiling: Tiling,
+    slices: int,
+    programs: int | None = None,
+    fetch: bool = True,
+    ahead: bool = True,
+) -> None:
+    """Write α·A·B + β·C (α·A·B where C is None) into ``out``, which may be C.
+
+    All are float16, or all bfloat16. ``is_ready`` holds for A (m, k) and B (k, n), which may
+    be larger by zeros: ``out`` (m, n) says what is computed, from the first min(columns of A,
+    rows of B) elements of k. C and ``out`` have any strides. ``slices`` parts of k are computed
+    apart and added in float32 by a second launch; ``programs`` compute tile after tile instead
+    of one each.
+    """
+    m, n = out.shape
+    k = min(A.shape[1], B.shape[0])
+    slice_k = ceil_div(ceil_div(k, slices), tiling.bk) * tiling.bk
+    slices = ceil_div(k, slice_k)
+    turned = out.stride(0) == 1 and out.stride(1) != 1
+    result, addend = (out.t(), None if C is None else C.t()) if turned else (out, C)
+    target, source = result, addend
+    if slices > 1:
+        target = torch.empty(slices * m * n, dtype=torch.float32, device=A.device)
+        target, source = target.view(slices * result.shape[0], result.shape[1]), None
+    read = result if source is None else source
+    tiles = ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn)
+    c_unit, out_unit = _has_unit_columns(read), _has_unit_columns(target)
+    a_t, b_t = not _is_row_major(A), not _is_row_major(B)
+    large = tiling.bm * tiling.bn > 128 * 128
+    at_once = tiling.bn
+    aligned = c_unit and out_unit and _is_aligned(read) and _is_aligned(target)
+    if not turned:
+        at_once = min(at_once, 64 if aligned else 32)
+    launch(
+        _product_kernel,
+        tiles * slices if programs is None or slices > 1 else min(tiles, programs),
+        (read, target),
+        (
+            m,
+            n,
+            k,
+            *read.stride(),
+            *target.stride(),
+            slice_k,
+            tiling.group,
+        ),
+        (alpha, beta) if slices == 1 else (1.0, 0.0),
+        {
+            "HAS_C": source is not None,
+            "C_UNIT": c_unit,
+            "OUT_UNIT": out_unit,
+            "ALIGNED": aligned,
+            "FETCH": fetch and source is not None and c_unit and read.stride(0) != 0,
+            "AHEAD": ahead and source is not None and large and tiling.bm <= 128,
+            "TURNED": turned,
+            "SLICED": slices > 1,
+            "PERSISTENT": programs is not None and slices == 1,
+            "A_T": a_t,
+            "B_T": b_t,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "BK": tiling.bk,
+            "STAGES": tiling.stages,
+            "AT_ONCE": at_once,
+        },
+        num_warps=tiling.warps,
+        # Two programs share a multiprocessor: one is written while the other multiplies.
+        registers=_REGISTERS // (2 * 32 * 8) if tiling.warps == 8 and not large else None,
+        descriptors=(
+            _described(A, a_t, tiling.bm, tiling.bk),
+            _described(B, b_t, tiling.bk, tiling.bn),
+        ),
+    )
+    if slices > 1:
+        reduce_slices(alpha, target.view(slices, *result.shape), beta, addend, result)
+    else:
+        written(out)
+
+
+def is_ready(x: torch.Tensor) -> bool:
+    """Whether a 16-bit matrix can be read as it lies: one extent contiguous, 16-byte aligned."""
+    if not _is_row_major(x):
+        x = x.t()
+    rows, pitch, step = x.shape[0], *x.stride()
+    return (
+        (step == 1 or x.shape[1] == 1)
+        and (rows == 1 or (pitch > 0 and pitch % 8 == 0))
+        and x.data_ptr() % 16 == 0
+    )
+
+
+def _is_row_major(x: torch.Tensor) -> bool:
+    """Whether x is to be read along its rows; else along its columns."""
+    (rows, cols), (row, col) = x.shape, x.stride()
+    if cols == 1:
+        return row != 1
+    return col == 1 or (rows > 1 and row != 1)
+
+
+def _described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
+    if transposed:
+        x, rows, cols = x.t(), cols, rows
+    # The stride over a single row means nothing, but must be a legal one.
+    pitch = x.stride(0) if x.shape[0] > 1 else ceil_div(x.shape[1], 8) * 8
+    return TensorDescriptor(x, list(x.shape), [pitch, 1], [rows, cols])
+
+
+def _has_unit_columns(x: torch.Tensor) -> bool:
+    row, col = x.stride()
+    return col == 1 and row < _FAR_ROW
+
+
+def _is_aligned(x: torch.Tensor) -> bool:
+    """Whether rows are whole multiples of 16 bytes, at such addresses."""
+    return x.stride(0) % 8 == 0 and x.shape[1] % 8 == 0 and x.data_ptr() % 16 == 0

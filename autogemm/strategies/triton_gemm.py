@@ -1,0 +1,239 @@
+"""16-bit products by a kernel of our own, which asks nothing of C's or the result's alignment.
+
+cuBLAS runs 16-bit products of odd sizes at 10-20 % of the speed of their aligned neighbours
+(H200, cuBLAS 13.1). Here only an operand whose own rows are unaligned costs a pass, and α, β and
+the one rounding happen where the sums are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from autogemm import precision
+from autogemm.device import Device
+from autogemm.precision import ErrorBound
+from autogemm.problem import Problem
+from autogemm.strategies.base import (
+    Candidate,
+    Params,
+    ParamValue,
+    Run,
+    Strategy,
+    at_least,
+    one_of,
+)
+from autogemm.strategies.guarded import aligned_extent
+
+_TILES = (
+    (128, 256, 64, 8, 4),
+    (256, 128, 64, 8, 4),
+    (128, 128, 64, 8, 3),
+    (128, 128, 64, 4, 3),
+    (64, 128, 64, 4, 4),
+    (128, 64, 64, 4, 4),
+    (64, 64, 128, 4, 3),
+    (32, 128, 64, 4, 5),
+    (32, 64, 128, 4, 4),
+    (128, 32, 64, 4, 5),
+    (64, 32, 128, 4, 4),
+    (16, 128, 128, 4, 3),
+    (16, 64, 128, 4, 5),
+    (128, 16, 128, 4, 3),
+    (64, 16, 128, 4, 5),
+)
+"""(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
+
+_WAVES = (1, 2, 4)
+"""Programs a multiprocessor that slices of k aim at."""
+_MOST_TILES = 16
+"""Tiles a multiprocessor, beyond which larger ones are better."""
+
+
+class TritonGemm(Strategy):
+    """Unaligned operands are copied into aligned ones, both in one launch; another multiplies.
+
+    ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``slices`` the parts of k computed
+    apart, ``group`` the rows of tiles that share columns in time. With ``persistent`` a program
+    computes tile after tile and loads operands of the next while it writes the last.
+    """
+
+    name = "triton_gemm"
+    dtypes = frozenset({torch.float16, torch.bfloat16})
+    device_types = frozenset({"cuda"})
+    packages = ("triton",)
+    depends_on = ("torch", "triton")
+    min_capability = (9, 0)  # tensor descriptors
+
+    def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
+        extent = one_of(16, 32, 64, 128, 256)
+        return {
+            "bm": extent,
+            "bn": extent,
+            "bk": one_of(32, 64, 128),
+            "warps": one_of(4, 8),
+            "stages": one_of(1, 2, 3, 4, 5, 6),
+            "slices": at_least(1),
+            "group": at_least(1),
+            "persistent": one_of(True, False),
+        }
+
+    def wrong_parameters(self, params: Params) -> list[str]:
+        wrong = super().wrong_parameters(params)
+        if wrong:
+            return wrong
+        bm, bn = _tile(params)
+        if max(bm, bn) < 64 or bm * bn > 128 * 256:
+            return ["a tile needs 64 rows or columns and has at most 32768 elements"]
+        if params["persistent"] and params["slices"] != 1:
+            return ["persistent programs take no slices"]
+        return []
+
+    def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        if "rocm" in device.features:
+            return ["the arithmetic of its tensor cores was studied on NVIDIA GPUs only"]
+        return []
+
+    def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
+        tiles = [t for t in _TILES if _fits(t[0], problem.m) and _fits(t[1], problem.n)]
+        largest = max((bm * bn for bm, bn, *_ in tiles), default=0)
+        for tile in tiles:
+            bm, bn, bk = tile[:3]
+            count = _count(problem, bm, bn)
+            if bm * bn < min(largest, 128 * 128) and count > _MOST_TILES * device.units:
+                continue
+            for slices in _slices(problem, device, count, bm * bn, bk):
+                yield _params(*tile, slices, 8, False)
+            if bm * bn > 128 * 128 and count > device.units:
+                yield _params(*tile, 1, 16, False)
+                yield _params(*tile, 1, 8, True)
+
+    def kin(self, candidate: Candidate) -> Candidate:
+        """Same tile: slices and groups are then matters of degree."""
+        params = candidate.kwargs
+        shared = {key: params[key] for key in ("bm", "bn") if key in params}
+        return Candidate.of(self.name, **shared)
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        # docs/accuracy.md, "matmul_axpby, onednn, padded, triton_gemm".
+        return ErrorBound(4.0, precision.growth(problem.dtype, problem.k))
+
+    def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        from autogemm.kernels.half_product import half_product
+        from autogemm.kernels.split_product import Tiling
+
+        bm, bn = _tile(params)
+        # Tensor cores take 64 rows at a time, and as few as 8 columns; results are written
+        # along their rows.
+        transposed = bm < 64 or (bn >= 64 and problem.out.startswith("col"))
+        if transposed:
+            bm, bn = bn, bm
+        tiling = Tiling(
+            bm, bn, int(params["bk"]), int(params["warps"]), int(params["stages"]),
+            int(params["group"]),
+        )  # fmt: skip
+        slices = int(params["slices"])
+        programs = _resident(bm * bn) * device.units if params["persistent"] else None
+        ready = _operands(problem)
+        dtype = problem.dtype
+
+        def run(
+            alpha: complex | float,
+            A: Tensor,
+            B: Tensor,
+            beta: complex | float,
+            C: Tensor | None,
+            out: Tensor | None,
+        ) -> Tensor:
+            if out is None:
+                out = torch.empty(A.shape[0], B.shape[1], dtype=dtype, device=A.device)
+            A, B = ready(A, B)
+            result, addend = out, C
+            if transposed:
+                A, B, result = B.t(), A.t(), out.t()
+                addend = None if C is None else C.t()
+            half_product(
+                float(alpha.real), A, B, float(beta.real), addend, result, tiling=tiling,
+                slices=slices, programs=programs,
+            )  # fmt: skip
+            return out
+
+        return run
+
+    def workspace_bytes(self, problem: Problem, params: Params) -> int:
+        m, n, k = problem.m, problem.n, problem.k
+        slices = int(params["slices"])
+        staged = (m * k if _is_unaligned(problem.a) else 0) + (
+            k * n if _is_unaligned(problem.b) else 0
+        )
+        return staged * problem.itemsize + (4 * slices * m * n if slices > 1 else 0)
+
+
+def _operands(problem: Problem) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What gives A and B as the kernel can read them: copies, if need be, of what is unaligned."""
+    from autogemm.kernels.half_product import is_ready
+    from autogemm.kernels.staging import stage, stage_both
+
+    a_doubtful, b_doubtful = _is_unaligned(problem.a), _is_unaligned(problem.b)
+    if not (a_doubtful or b_doubtful):
+        return lambda A, B: (A, B)
+    dtype = problem.dtype
+    # Whichever extent is contiguous must be padded; the others cost next to nothing.
+    m, n, k = (aligned_extent(x, problem.itemsize) for x in (problem.m, problem.n, problem.k))
+
+    def ready(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        # An odd extent alone calls a layout unaligned; only an odd stride or address matters.
+        a_needs = a_doubtful and not is_ready(A)
+        b_needs = b_doubtful and not is_ready(B)
+        if a_needs and b_needs:
+            return stage_both(A, B, m=m, n=n, k=k, dtype=dtype)
+        if a_needs:
+            A = stage(A, rows=m, cols=k, dtype=dtype)
+        if b_needs:
+            B = stage(B, rows=k, cols=n, dtype=dtype)
+        return A, B
+
+    return ready
+
+
+def _is_unaligned(layout: str) -> bool:
+    return layout not in ("row", "col")
+
+
+def _params(
+    bm: int, bn: int, bk: int, warps: int, stages: int, slices: int, group: int, persistent: bool
+) -> dict[str, ParamValue]:
+    return {
+        "bm": bm, "bn": bn, "bk": bk, "warps": warps, "stages": stages, "slices": slices,
+        "group": group, "persistent": persistent,
+    }  # fmt: skip
+
+
+def _tile(params: Params) -> tuple[int, int]:
+    return int(params["bm"]), int(params["bn"])
+
+
+def _fits(block: int, extent: int) -> bool:
+    """Whether a tile's extent suits the problem's: more than half full; a narrow one is alone."""
+    return (extent > block // 2 or block == 16) and (block >= 64 or extent <= block)
+
+
+def _count(problem: Problem, bm: int, bn: int) -> int:
+    return -(-problem.m // bm) * -(-problem.n // bn)
+
+
+def _resident(size: int) -> int:
+    """Programs with tiles of that many elements that fit a multiprocessor."""
+    return 1 if size > 128 * 128 else 2
+
+
+def _slices(problem: Problem, device: Device, count: int, size: int, bk: int) -> list[int]:
+    """Numbers of slices that fill the device, and 1 unless that leaves most of it idle."""
+    most = max(1, problem.k // (4 * bk))
+    full = [waves * device.units // count for waves in _WAVES[: 1 + _resident(size)]]
+    found = {min(most, max(1, slices)) for slices in full}
+    if 4 * count >= device.units:
+        found.add(1)
+    return sorted(found)
