@@ -17,8 +17,6 @@ from autogemm.kernels.raster import tile_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split_product import Tiling
 
-_LINE = tl.constexpr(64)
-"""16-bit elements of a cache line."""
 _FAR_ROW = 2**31 // 256
 """Offsets within a tile fit 32 bits below this stride: tiles have at most 256 rows."""
 _REGISTERS = 65536
@@ -54,14 +52,6 @@ def _offsets(row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
 def _read(x, rows, cols, row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     inside = (tl.arange(0, BM)[:, None] < rows) & (tl.arange(0, BN)[None, :] < cols)
     return tl.load(x + _offsets(row, col, UNIT, BM, BN), mask=inside, other=0.0)
-
-
-@triton.jit
-def _fetch(c, rows, cols, c_row, BM: tl.constexpr, BN: tl.constexpr):
-    """Have C's tile brought to the L2 cache while products are summed; nothing waits for it."""
-    r = tl.arange(0, BM)[:, None]
-    q = tl.arange(0, (BN + _LINE - 1) // _LINE)[None, :] * _LINE
-    tl.load(c + (r * c_row + q), mask=(r < rows) & (q < cols), other=0.0, volatile=True)
 
 
 @triton.jit
@@ -107,7 +97,7 @@ def _store_columns(
 def _tile(
     program, a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha, beta,
     HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr,
-    FETCH: tl.constexpr, AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
+    AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
     A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
@@ -140,11 +130,6 @@ def _tile(
         out_row = out_row // 8 * 8
     c += row * c_row + col * c_col
     out += row * out_row + col * out_col
-    if FETCH:
-        if TURNED:
-            _fetch(c, rows, cols, c_row, BN, BM)
-        else:
-            _fetch(c, rows, cols, c_row, BM, BN)
     total = _sum_of_products(a, b, i0, j0, first, last, A_T, B_T, BM, BN, BK, STAGES)
     read = 0.0
     if TURNED:
@@ -169,7 +154,7 @@ def _tile(
 def _product_kernel(
     a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha, beta,
     HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr,
-    FETCH: tl.constexpr, AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
+    AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
     PERSISTENT: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
@@ -181,13 +166,13 @@ def _product_kernel(
         ):
             _tile(
                 tile, a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha,
-                beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, FETCH, AHEAD, TURNED, SLICED, A_T, B_T, BM,
+                beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, AHEAD, TURNED, SLICED, A_T, B_T, BM,
                 BN, BK, STAGES, AT_ONCE,
             )  # fmt: skip
     else:
         _tile(
             tl.program_id(0), a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k,
-            group, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, FETCH, AHEAD, TURNED, SLICED,
+            group, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, AHEAD, TURNED, SLICED,
             A_T, B_T, BM, BN, BK, STAGES, AT_ONCE,
         )  # fmt: skip
 
@@ -203,8 +188,6 @@ def half_product(
     tiling: Tiling,
     slices: int,
     programs: int | None = None,
-    fetch: bool = True,
-    ahead: bool = True,
 ) -> None:
     """Write α·A·B + β·C (α·A·B where C is None) into ``out``, which may be C.
 
@@ -252,8 +235,7 @@ def half_product(
             "C_UNIT": c_unit,
             "OUT_UNIT": out_unit,
             "ALIGNED": aligned,
-            "FETCH": fetch and source is not None and c_unit and read.stride(0) != 0,
-            "AHEAD": ahead and source is not None and large and tiling.bm <= 128,
+            "AHEAD": source is not None and large and tiling.bm <= 128,
             "TURNED": turned,
             "SLICED": slices > 1,
             "PERSISTENT": programs is not None and slices == 1,
