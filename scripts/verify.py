@@ -19,7 +19,7 @@ from tqdm import tqdm
 from autogemm.database import find_table, read_table
 from autogemm.device import device_named, device_of
 from autogemm.errors import AutogemmError
-from autogemm.grading import as_markdown, as_text, grade
+from autogemm.grading import as_markdown, as_text, grade, grade_side_by_side
 from autogemm.journal import device_turn
 from autogemm.problem import DTYPES
 from autogemm.report import text_table
@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
     grading.add_argument(
         "--dtype", choices=DTYPES, action="append", help="this type only (may be repeated)"
     )
+    grading.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     grading.add_argument("--markdown", type=Path, metavar="FILE", help="write the scorecard there")
     timing = parser.add_argument_group("with --table")
     timing.add_argument("--db", type=Path, metavar="PATH", help="the table's file or directory")
@@ -53,6 +54,8 @@ def parse() -> argparse.Namespace:
         parser.error("name one of --accuracy and --table")
     if options.sample is not None and options.sample < 1:
         parser.error(f"--sample is {options.sample}; expected a positive number")
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; expected a positive number")
     if options.budget is not None and not options.budget > 0:
         parser.error(f"--budget is {options.budget}; expected a positive number of seconds")
     if options.markdown is not None:
@@ -95,7 +98,12 @@ def show_grades(where: torch.device, options: argparse.Namespace, deadline: floa
             bar.update()
 
         dtypes = [DTYPES[name] for name in options.dtype or DTYPES]
-        grades = grade(where, extent, dtypes=dtypes, deadline=deadline, report=step)
+        if options.jobs > 1:
+            grades = grade_side_by_side(
+                where, extent, jobs=options.jobs, dtypes=dtypes, deadline=deadline, report=step
+            )
+        else:
+            grades = grade(where, extent, dtypes=dtypes, deadline=deadline, report=step)
     print(as_text(grades))
     if options.markdown:
         command = f"python scripts/verify.py --accuracy --device {where.type} --{extent}"

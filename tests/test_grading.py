@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from autogemm.device import Device
-from autogemm.grading import EXTENTS, Grades, as_markdown, as_text, grade, grader
+from autogemm.grading import (
+    EXTENTS,
+    Grades,
+    as_markdown,
+    as_text,
+    grade,
+    grade_side_by_side,
+    grader,
+)
 from autogemm.grading.grader import Score, _sampled
 from autogemm.grading.oracle import Truth
 from autogemm.grading.trials import FAMILIES, Trial, laid_out, trials
@@ -336,3 +344,18 @@ def test_nothing_is_begun_after_the_deadline() -> None:
 def test_the_page_of_a_grading_is_linked_from_the_docs() -> None:
     docs = Path(__file__).resolve().parent.parent / "docs"
     assert "results/cpu-amd-epyc-2-threads-accuracy.md" in (docs / "trust.md").read_text("utf-8")
+
+
+def test_several_processes_find_what_one_finds() -> None:
+    options = {"dtypes": (torch.float16, torch.float32)}
+    alone = grade(torch.device("cpu"), "smoke", **options)
+    together = grade_side_by_side(torch.device("cpu"), "smoke", jobs=3, **options)
+
+    def told(grades: Grades) -> list[tuple[object, ...]]:
+        return [
+            (s.strategy, s.dtype, s.level, s.results, s.candidates, s.netlib, s.growth,
+             s.worst.error, len(s.breaches), len(s.known))
+            for s in grades.scores
+        ]  # fmt: skip
+
+    assert told(together) == told(alone)

@@ -6,6 +6,7 @@
 
 from autogemm.grading.grader import NETLIB_THRESHOLD, Breach, Grades, Score, grade
 from autogemm.grading.scorecard import as_markdown, as_text, verdict
+from autogemm.grading.side_by_side import grade_side_by_side
 from autogemm.grading.trials import EXTENTS
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "as_markdown",
     "as_text",
     "grade",
+    "grade_side_by_side",
     "verdict",
 ]

@@ -135,11 +135,13 @@ def grade(
     dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()),
     deadline: float = math.inf,
     report: Callable[[str], None] = lambda step: None,
+    share: int = 0,
+    shares: int = 1,
 ) -> Grades:
     """Grade ``strategies``, and ``gemm`` itself, on a torch device.
 
     ``extent`` is a key of ``EXTENTS``; nothing is begun after ``deadline`` (``time.time()``). Types
-    that numpy here has no wider arithmetic for are left out.
+    that numpy here has no wider arithmetic for are left out. ``share`` of ``shares`` is graded.
     """
     started, device = time.time(), device_of(where)
     scores: dict[tuple[str, torch.dtype, str], Score] = {}
@@ -148,6 +150,8 @@ def grade(
         for turn, trial in enumerate(trials(dtype, EXTENTS[extent])):
             if time.time() > deadline:
                 break
+            if turn % shares != share:
+                continue
             report(f"{DTYPE_NAMES[dtype]} {trial.family} {trial.name}")
             truth = Truth(trial.alpha, trial.A, trial.B, trial.beta, trial.C)
             placed = {
@@ -163,12 +167,19 @@ def grade(
                     key = (subject.strategy_name, dtype, held.level)
                     score = scores.setdefault(key, Score(*key))
                     _judge(score, subject, held, attempt, truth, trial)
-    order = {strategy.name: strategy.rank for strategy in STRATEGIES}
-    ranked = sorted(
-        scores.values(),
-        key=lambda s: (order.get(s.strategy, len(order)), s.strategy, LEVELS.index(s.level)),
-    )
-    return Grades(device, extent, tuple(ranked), time.time() - started, time.time() > deadline)
+    unfinished = time.time() > deadline
+    return Grades(device, extent, ranked(scores.values()), time.time() - started, unfinished)
+
+
+def ranked(scores: Iterable[Score]) -> tuple[Score, ...]:
+    """As strategies are listed; a strategy's types in their order, then its levels."""
+    order, types = {strategy.name: strategy.rank for strategy in STRATEGIES}, list(DTYPE_NAMES)
+
+    def place(score: Score) -> tuple[int, str, int, int]:
+        rank = order.get(score.strategy, len(order))
+        return rank, score.strategy, LEVELS.index(score.level), types.index(score.dtype)
+
+    return tuple(sorted(scores, key=place))
 
 
 @dataclass(frozen=True, slots=True)

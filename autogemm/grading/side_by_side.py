@@ -1,0 +1,64 @@
+"""Grading by several processes: the oracle computes on the CPU, and takes most of the time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import torch
+
+from autogemm.grading.grader import Grades, Score, Worst, grade, ranked
+from autogemm.grading.oracle import has_oracle
+from autogemm.problem import DTYPE_NAMES, DTYPES
+
+
+def grade_side_by_side(
+    where: torch.device,
+    extent: str,
+    *,
+    jobs: int,
+    dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()),
+    deadline: float = math.inf,
+    report: Callable[[str], None] = lambda step: None,
+) -> Grades:
+    """``grade`` by ``jobs`` processes, each with a share of the trials of a type."""
+    started, types = time.time(), [dtype for dtype in dtypes if has_oracle(dtype)]
+    shares = -(-jobs // len(types))
+    work = functools.partial(grade, where, extent, deadline=deadline, shares=shares)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {
+            pool.submit(work, dtypes=(dtype,), share=share): DTYPE_NAMES[dtype]
+            for dtype in types
+            for share in range(shares)
+        }
+        parts = []
+        for future in as_completed(futures):
+            parts.append(future.result())
+            report(f"{futures[future]}: one of {shares} parts")
+    scores: dict[tuple[str, torch.dtype, str], Score] = {}
+    for score in itertools.chain.from_iterable(part.scores for part in parts):
+        key = (score.strategy, score.dtype, score.level)
+        scores[key] = _together(scores[key], score) if key in scores else score
+    unfinished = any(part.unfinished for part in parts)
+    return Grades(
+        parts[0].device, extent, ranked(scores.values()), time.time() - started, unfinished
+    )
+
+
+def _together(one: Score, other: Score) -> Score:
+    families = dict(one.families)
+    for name, worst in other.families.items():
+        if worst.share >= families.get(name, Worst()).share:
+            families[name] = worst
+    lengths = sorted(one.growth.keys() | other.growth.keys())
+    return Score(
+        one.strategy, one.dtype, one.level, one.results + other.results,
+        one.candidates | other.candidates, families, max(one.netlib, other.netlib),
+        {k: max(one.growth.get(k, 0.0), other.growth.get(k, 0.0)) for k in lengths},
+        one.breaches + other.breaches, one.known + other.known,
+    )  # fmt: skip
