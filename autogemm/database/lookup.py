@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
-from autogemm.database.prediction import NEAR, Model, admits
+from autogemm.database.prediction import NEAR, Model, admits, is_noisier
 from autogemm.database.reading import read_table
 from autogemm.device import Device, software_versions
 from autogemm.errors import DatabaseError, DatabaseWarning
@@ -20,6 +20,8 @@ from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
 
 SWITCH_MARGIN = 1.02
 """A candidate must win by this much before it replaces the baseline."""
+STAND_IN_MARGIN = 1.1
+"""What the next best must have won by where the choice itself cannot run."""
 FOREIGN_MARGIN = 1.2
 """The same for results of other software versions or of a sibling device: a large win stays."""
 
@@ -160,15 +162,30 @@ class Evidence:
         if old and choice.ratio < FOREIGN_MARGIN and not untuned:
             return None  # small enough a win for drift to have eaten it
         row = rows.get(choice.candidate)
-        return [
+        chosen = Suggestion(
+            candidate=choice.candidate,
+            source="exact",
+            detail=where + (f", under other versions: {drift}" if drift else ""),
+            us=choice.us,
+            ratio=choice.ratio,
+            error=None if row is None else row.error,
+        )
+        if untuned:
+            return [chosen]
+        margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
+        return [chosen] + [
             Suggestion(
-                candidate=choice.candidate,
+                candidate=candidate,
                 source="exact",
-                detail=where + (f", under other versions: {drift}" if drift else ""),
-                us=choice.us,
-                ratio=choice.ratio,
-                error=None if row is None else row.error,
+                detail=f"the best of what runs here, {where}",
+                us=time_of(rows[candidate], mode),
+                ratio=ratio,
+                error=rows[candidate].error,
             )
+            for candidate, ratio in _ranked(entry, tolerance, mode, margin)
+            if candidate != choice.candidate
+            and ratio >= margin
+            and not is_noisier(entry.problem, tolerance.level, rows[candidate], rows.values())
         ]
 
     def _margin_of(self, entry: Entry, source: Source) -> float:

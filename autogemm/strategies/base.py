@@ -89,6 +89,11 @@ class Strategy(ABC):
 
         return next(i for i, strategy in enumerate(STRATEGIES) if strategy.name == self.name)
 
+    @property
+    def needs_extras(self) -> bool:
+        """Whether it needs packages that PyTorch's CUDA builds do not bring."""
+        return not set(self.packages) <= {"triton"}
+
     def reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
         """Why this strategy cannot serve a problem here; empty means it can.
 
