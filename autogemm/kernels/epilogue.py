@@ -1,4 +1,9 @@
-"""What kernels of products share at their end: an IEEE tile, and α·P + β·C into memory."""
+"""What kernels of products share at their end: an IEEE tile, and α·P + β·C into memory.
+
+A tile is stored before it is looked at twice, and again if it must be computed again: a total
+that had to outlive the second look would cost every tile its registers. Where C is the result
+itself that is not possible; such tiles are stored last.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import triton
 import triton.language as tl
 
 _IEEE_BLOCK = tl.constexpr(16)
+_AT_ONCE = tl.constexpr(32)
+"""Columns that are stored at a time."""
 
 
 @triton.jit
@@ -49,6 +56,29 @@ def store_tile(
     HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result."""
+    if BN > _AT_ONCE:  # half after half: a tile of C and its addresses take many registers
+        halves = tl.permute(tl.reshape(total, (BM, 2, BN // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        store_tile(
+            left, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            BM, BN // 2,
+        )  # fmt: skip
+        store_tile(
+            right, c, out, i0, j0 + BN // 2, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+            HAS_C, ROWS, BM, BN // 2,
+        )  # fmt: skip
+    else:
+        _store_part(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            BM, BN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_part(
+    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     r = tl.arange(0, BM)[:, None]
     q = tl.arange(0, BN)[None, :]
     if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
@@ -69,6 +99,25 @@ def store_tile(
         if HAS_C:
             total += beta * tl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
         tl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)
+
+
+@triton.jit
+def store_both(
+    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, GRAM: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    """``store_tile``; of a Gram matrix also the tile's mirror image."""
+    store_tile(
+        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, BM,
+        BN,
+    )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if i0 != j0:
+            store_tile(
+                tl.trans(total), c, out, j0, i0, n, m, c_row, c_col, out_row, out_col, alpha, beta,
+                HAS_C, ROWS, BN, BM,
+            )  # fmt: skip
 
 
 def rows_of(x: torch.Tensor) -> int:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, rows_of, store_tile
+from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
 from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import reduce_slices
@@ -94,6 +94,7 @@ def _fused_kernel(
     HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
     TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     down = tl.cdiv(m, BM)
     if GRAM:
@@ -146,6 +147,14 @@ def _fused_kernel(
     low = tl.minimum(a_up[:, None], b_up[None, :])
     high = tl.maximum(a_up[:, None], b_up[None, :])
     total = total * low * high
+    if ROWS == 2:
+        n = n // 4 * 4
+    out += slice_.to(tl.int64) * m * n  # one matrix a slice
+    if not SHARED:
+        store_both(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            GRAM, BM, BN,
+        )  # fmt: skip
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
             weight = _weight(a_tiles, b_tiles, i0, j0, first, last, A_T, B_T, BM, BN, BK)
@@ -154,23 +163,23 @@ def _fused_kernel(
             light = inside & (weight < enough) & (weight != 0)
             wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
         if wrong > 0:
-            total = ieee_tile(
+            tl.debug_barrier()  # whichever thread stored an element is to have done so
+            again = ieee_tile(
                 a, b, i0, j0, m, n, first, last, chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
                 BM, BN,
             )  # fmt: skip
-    if ROWS == 2:
-        n = n // 4 * 4
-    out += slice_.to(tl.int64) * m * n  # one matrix a slice
-    store_tile(
-        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-        BM, BN,
-    )  # fmt: skip
-    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
-        if i0 != j0:
-            store_tile(
-                tl.trans(total), c, out, j0, i0, n, n, c_row, c_col, out_row, out_col, alpha, beta,
-                HAS_C, ROWS, BN, BM,
-            )  # fmt: skip
+            if SHARED:
+                total = again
+            else:
+                store_both(
+                    again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+                    HAS_C, ROWS, GRAM, BM, BN,
+                )  # fmt: skip
+    if SHARED:
+        store_both(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            GRAM, BM, BN,
+        )  # fmt: skip
 
 
 def fused_product(
@@ -238,6 +247,7 @@ def fused_product(
             "STAGES": tiling.stages,
             "GUARD": guard,
             "GRAM": gram,
+            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
         },
         num_warps=tiling.warps,
         registers=registers,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, rows_of, store_tile
+from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
 from autogemm.kernels.launch import launch, written
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.split import Split
@@ -102,10 +102,12 @@ def _needed(a_largest, b_largest, a_odd, b_odd, certified):
 
 @triton.jit
 def _is_too_light(
-    a, b, b_first, a_scales, b_scales, a_largest, b_largest, a_odd, b_odd, i0, j0, m, n, k, blocks,
-    chunk_blocks, certified, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    a, b, b_first, a_scales, b_scales, i0, j0, m, n, k, blocks, chunks, chunk_blocks, certified,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Whether the sum of |hi·hi| over all k leaves a flagged element of the tile uncertified."""
+    a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
+    b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
     weight = tl.zeros((BM, BN), dtype=tl.float32)
     heaviest = tl.zeros((BM, BN), dtype=tl.float32)
     a_unit = tl.where(a_largest > 0, a_largest, 1.0)
@@ -140,7 +142,7 @@ def _product_kernel(
     c_col, out_row, out_col, chunk_blocks, group, alpha, beta, gain, certified,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, GUARD: tl.constexpr,
-    GRAM: tl.constexpr,
+    GRAM: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     if GRAM:
         i0, j0 = triangle_origin(tl.program_id(0), BM)
@@ -168,6 +170,8 @@ def _product_kernel(
         a_scale += m
         b_scale += n
     total *= _TOTAL_SCALE
+    doubtful = 0
+    wrong = 0
     if GUARD:
         flagged = _flagged(a_scales, m, i0, chunks, BM) | _flagged(b_scales, n, j0, chunks, BN)
         if flagged:
@@ -178,26 +182,34 @@ def _product_kernel(
             # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
             met = (total != total) & (a_odd[:, None] & b_odd[None, :])
             wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
-            if (doubtful > 0) & (wrong == 0):
-                wrong = _is_too_light(
-                    a_terms, b_terms, b_first, a_scales, b_scales, a_largest, b_largest, a_odd,
-                    b_odd, i0, j0, m, n, k, blocks, chunk_blocks, certified, BM, BN, BK,
-                )  # fmt: skip
-            if wrong > 0:
-                total = ieee_tile(
-                    a, b, i0, j0, m, n, 0, k, chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM,
-                    BN,
-                )  # fmt: skip
-    store_tile(
-        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-        ROWS, BM, BN,
-    )  # fmt: skip
-    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
-        if i0 != j0:
-            store_tile(
-                tl.trans(total), c, out, j0, i0, n, n, c_row, c_col, out_row, out_col, alpha, beta,
-                HAS_C, ROWS, BN, BM,
+    if not SHARED:
+        store_both(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            GRAM, BM, BN,
+        )  # fmt: skip
+    if GUARD:
+        if (doubtful > 0) & (wrong == 0):
+            wrong = _is_too_light(
+                a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, k, blocks, chunks,
+                chunk_blocks, certified, BM, BN, BK,
             )  # fmt: skip
+        if wrong > 0:
+            tl.debug_barrier()  # whichever thread stored an element is to have done so
+            again = ieee_tile(
+                a, b, i0, j0, m, n, 0, k, chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM, BN
+            )
+            if SHARED:
+                total = again
+            else:
+                store_both(
+                    again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+                    HAS_C, ROWS, GRAM, BM, BN,
+                )  # fmt: skip
+    if SHARED:
+        store_both(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            GRAM, BM, BN,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +281,7 @@ def split_product(
             "STAGES": tiling.stages,
             "GUARD": guard,
             "GRAM": gram,
+            "SHARED": C is not None and C.data_ptr() == out.data_ptr(),
         },
         num_warps=tiling.warps,
         descriptors=(a_terms, b_terms),
