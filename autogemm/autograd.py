@@ -27,27 +27,41 @@ def gradients(
     B: torch.Tensor | None,
     beta: complex | float,
     ranks: tuple[int, int],
+    by_columns: tuple[bool, bool],
     precision: str | float | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """What reaches A, B and C of the gradient ``G`` (..., m, n) of the result.
 
     ᾱ·G·Bᴴ, ᾱ·Aᴴ·G and β̄·G. ``ranks`` are the numbers of dimensions of A and B: an operand
     that all matrices of a batch share gets the sum over the batch, as one product with a longer
-    k. A may be None where B's gradient is not needed, and B where A's is not.
+    k. The gradient of an operand that lies ``by_columns`` lies so, too: a weight's gradient as
+    the weight does, by the product that torch would compute. A may be None where B's gradient
+    is not needed, and B where A's is not.
     """
     alpha = alpha.conjugate()
     for_A = for_B = for_C = None
     if needed[0]:
         assert B is not None
         left, right = (_side_by_side(G), _side_by_side(B)) if ranks[0] < G.ndim else (G, B)
-        for_A = product(alpha, left, right.mH, precision=precision)
+        if by_columns[0]:
+            for_A = product(alpha, right.conj(), left.mT, precision=precision).mT
+        else:
+            for_A = product(alpha, left, right.mH, precision=precision)
     if needed[1]:
         assert A is not None
         left, right = (_stacked(A), _stacked(G)) if ranks[1] < G.ndim else (A, G)
-        for_B = product(alpha, left.mH, right, precision=precision)
+        if by_columns[1]:
+            for_B = product(alpha, right.mT, left.conj(), precision=precision).mT
+        else:
+            for_B = product(alpha, left.mH, right, precision=precision)
     if needed[2]:
         for_C = G if _is(beta, 1) else torch.zeros_like(G) if _is(beta, 0) else G * beta.conjugate()
     return for_A, for_B, for_C
+
+
+def _is_by_columns(x: torch.Tensor) -> bool:
+    """Whether a single matrix has contiguous columns, and not rows."""
+    return x.ndim == 2 and x.stride(0) == 1 and x.stride(1) != 1
 
 
 def _is(beta: complex | float, value: int) -> bool:
@@ -94,22 +108,24 @@ def differentiable(product: Product, unwatched: Product | None = None) -> Produc
             _, needs_A, needs_B, *_ = ctx.needs_input_grad
             ctx.save_for_backward(A if needs_B else None, B if needs_A else None)
             ctx.save_for_forward(A, B)
-            ctx.facts = alpha, beta, (A.ndim, B.ndim), precision
+            by_columns = _is_by_columns(A), _is_by_columns(B)
+            ctx.facts = alpha, beta, (A.ndim, B.ndim), by_columns, precision
 
         @staticmethod
         def backward(ctx: Any, *G: torch.Tensor) -> Any:
             A, B = ctx.saved_tensors
-            alpha, beta, ranks, precision = ctx.facts
+            alpha, beta, ranks, by_columns, precision = ctx.facts
             _, needs_A, needs_B, _, needs_C, _ = ctx.needs_input_grad
             found = gradients(
-                product, (needs_A, needs_B, needs_C), G[0], alpha, A, B, beta, ranks, precision
-            )
+                product, (needs_A, needs_B, needs_C), G[0], alpha, A, B, beta, ranks, by_columns,
+                precision,
+            )  # fmt: skip
             return None, found[0], found[1], None, found[2], None
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
             A, B = ctx.saved_tensors
-            alpha, beta, _, precision = ctx.facts
+            alpha, beta, *_, precision = ctx.facts
             _, dA, dB, _, dC, _ = tangents
             if beta == 0:
                 dC = None

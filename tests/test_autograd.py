@@ -376,3 +376,23 @@ def test_numbers_of_other_kinds_are_remembered_as_numbers() -> None:
     for _ in range(3):
         assert torch.equal(gemm(np.float64(1.5), A, B, torch.tensor(0.5), C), expected)
     assert len(api._warm) == known
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_a_gradient_lies_as_its_operand_does(which: str, dtype: torch.dtype) -> None:
+    """A weight is stored transposed: so is its gradient, and adding it up copies nothing."""
+    A, B = (torch.randn(*shape, dtype=dtype) for shape in ((6, 5), (5, 4)))
+    if which == "A":
+        A = A.t().contiguous().t()
+    else:
+        B = B.t().contiguous().t()
+    A.requires_grad_()
+    B.requires_grad_()
+    G = torch.randn(6, 4, dtype=dtype)
+    found = torch.autograd.grad(gemm(1.5, A, B), (A, B), G)
+    wanted = torch.autograd.grad(1.5 * (A @ B), (A, B), G)
+    for operand, x, y in zip((A, B), found, wanted, strict=True):
+        assert torch.allclose(x, y)
+        assert x.stride() == operand.stride()
+    assert torch.autograd.gradcheck(lambda a, b: gemm(1.5, a, b), (A, B))

@@ -179,3 +179,17 @@ def test_a_gpt2_generates_the_same_tokens() -> None:
     expected = model.generate(tokens, **options)
     replace_linear(model)
     assert torch.equal(model.generate(tokens, **options), expected)
+
+
+def test_a_replaced_model_multiplies_in_training_what_was_recorded_of_the_plain_one() -> None:
+    """Or what was tuned for the one would not be what the other runs."""
+
+    def recorded(model: nn.Module) -> set[str]:
+        model.zero_grad()
+        with autogemm.record() as recording:
+            model(X.clone().requires_grad_()).square().sum().backward()
+        return {str(product.problem) for product in recording.products}
+
+    plain = network()
+    tuned = replace_linear(copy.deepcopy(plain))
+    assert recorded(tuned) == recorded(plain)
