@@ -49,6 +49,6 @@ def test_every_cache_of_the_package_has_a_bound_or_a_reason() -> None:
         "autogemm.device._is_installed",  # one for each package that a strategy names
         "autogemm.device.software_versions",  # one for each type of device
         "autogemm.grading.known_faults.torch_flushes_bfloat16_subnormals",  # no arguments
-        "autogemm.grading.known_faults.torch_scales_an_operand_first",
+        "autogemm.grading.known_faults.torch_scales_an_operand_first",  # types, devices
     }
 

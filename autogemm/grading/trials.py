@@ -70,7 +70,7 @@ EXTENTS = {
     ),
     "quick": Extent(
         sweep=300,
-        shapes=((5, 7, 33), (33, 24, 80)),
+        shapes=((5, 7, 33), (33, 24, 80), (24, 40, 520)),
         scalars=1,
         lengths=(16, 64, 256, 1024, 4096),
         parameter_sets=8,

@@ -54,6 +54,8 @@ class Addmm(Strategy):
         run = _run if reduced or not _may_round_twice(problem) else _run_wide
         if problem.update == "bias" and device.has_cuda:
             run = _one_row(run)
+        if problem.m == 1 and device.has_cuda:
+            run = _restrided(run)
         return switched(run, full_accuracy_switch(problem, reduced=reduced))
 
 
@@ -175,15 +177,32 @@ def _one_row(otherwise: Run) -> Run:
         out: torch.Tensor | None,
     ) -> torch.Tensor:
         assert C is not None
-        if beta != 1:
-            return otherwise(alpha, A, B, beta, C, out)
-        target = out
-        if out is not None and len(out) == 1 and out.stride(1) == 1:
-            # The stride over a single row says nothing, but cuBLASLt refuses one below n.
-            target = out.as_strided(out.shape, (out.shape[1], 1))
         # A 1-D input lets torch use cuBLASLt's bias epilogue, which adds in float32, instead of
         # filling the result first.
-        result = _run(alpha, A, B, beta, C[0], target)
-        return result if out is None else out
+        if beta == 1:
+            return _run(alpha, A, B, beta, C[0], out)
+        return otherwise(alpha, A, B, beta, C, out)
 
     return run
+
+
+def _restrided(run: Run) -> Run:
+    """``run`` for a result of one row: the stride over it says nothing, but torch 2.11 hands it
+    to cuBLASLt, which refuses one below n.
+    """
+
+    def run_restrided(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if out is None or out.stride(1) != 1 or out.stride(0) >= out.shape[1]:
+            return run(alpha, A, B, beta, C, out)
+        row = out.as_strided(out.shape, (out.shape[1], 1))
+        run(alpha, A, B, beta, row if C is out else C, row)
+        return out
+
+    return run_restrided

@@ -162,7 +162,8 @@ class EmulatedFP32(Strategy):
             truncation += 0.002 * chunk
         correction = max(one[in_one == 3] for one in _TRUNCATION.values())
         correction *= -(-chunk // bk) * bk / _STEP
-        promotions = -(-part // chunk) + slices * (_MORE_SLICES if problem.m == problem.n else 1)
+        most = slices * _MORE_SLICES if slices > 1 and problem.m == problem.n else slices
+        promotions = -(-part // chunk) + most
         lost = k / 16 if params["form"] == "split" else k / 8
         growth = truncation + correction + promotions + lost + 5
         return ErrorBound(8.0 if terms == 2 else 2.0**14, growth)
