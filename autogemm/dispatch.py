@@ -83,6 +83,7 @@ def _chosen(
 ) -> Plan:
     passed_over: list[tuple[Candidate, str]] = []
     for suggestion in evidence.suggestions(problem, tolerance, mode):
+        suggestion = _fitted(suggestion, problem, device)
         reason = reason_against(suggestion.candidate, problem, tolerance, device)
         if reason is None:
             return _from_suggestion(suggestion, problem, tolerance, mode, passed_over)
@@ -101,6 +102,14 @@ def _chosen(
             )
         passed_over.append((candidate, reason))
     raise NoStrategy(_nothing_serves(problem, tolerance, device))
+
+
+def _fitted(suggestion: Suggestion, problem: Problem, device: Device) -> Suggestion:
+    """What was not measured on the problem itself, as its strategy would have it here."""
+    strategy = BY_NAME.get(suggestion.candidate.strategy)
+    if suggestion.source == "exact" or strategy is None:
+        return suggestion
+    return replace(suggestion, candidate=strategy.fitted(suggestion.candidate, problem, device))
 
 
 def reason_against(

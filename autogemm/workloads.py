@@ -183,6 +183,8 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("float32", [(256, 256, 1000000)], "tn", "none")
         yield from _each("bfloat16", [(4096, 1024, 1001), (1000, 16000, 333)])
         yield from _each("float16", [(16, 50257, 1600)], "nt")
+        yield from _each("bfloat16 float16", [(32, 50257, 1024), (8, 32001, 4096)], "nt")
+        yield from _each("float32", [(8192, 50257, 768)], "nt", "none")
         yield from _each("float64", _cube(512, 2048, 3072, 1001, 3001))
         yield from _each("float64", [(256, 256, 65536), (50000, 256, 256), (64, 4096, 4096)])
         yield from _each("float64", [(2048, 2048, 2048)], "nt")

@@ -367,3 +367,15 @@ def test_neither_nvmath_nor_a_gpu_is_touched_by_the_import() -> None:
     code = "import sys, autogemm; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {name.split(".")[0] for name in found.stdout.split()} & {"nvmath", "cuda"}
+
+
+def test_on_an_untuned_problem_cublas_has_the_first_word(bindings: Bindings) -> None:
+    """The algorithm that a neighbour was tuned to may be the wrong one here."""
+    problem = contiguous_problem(64, 96, 128, torch.float32)
+    tuned, other = STRATEGY.candidates(problem, GPU)[:2]
+    fitted = STRATEGY.fitted(other, problem, GPU)
+    assert fitted == tuned
+    assert STRATEGY.kin(tuned) == STRATEGY.kin(other)
+    assert not STRATEGY.reasons_not(problem, GPU, fitted.kwargs)
+    nowhere = replace(GPU, packages=frozenset())
+    assert STRATEGY.fitted(other, problem, nowhere) == other

@@ -36,7 +36,7 @@ from autogemm.errors import DatabaseWarning
 from autogemm.grading.oracle import check
 from autogemm.precision import Tolerance
 from autogemm.problem import Problem, contiguous_problem
-from autogemm.strategies import STRATEGIES, Candidate, baseline
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
 
 HIGHEST, HIGH, MEDIUM = (Tolerance(level) for level in ("highest", "high", "medium"))
 CUBE = contiguous_problem(4096, 4096, 4096, torch.float32)
@@ -152,6 +152,16 @@ def test_a_choice_that_cannot_serve_here_is_passed_over_for_the_default(
     assert [c for c, _ in made.passed_over] == [candidate]
     assert reason in made.passed_over[0][1]
     assert made.bind(device) is not None
+
+
+def test_what_was_measured_on_a_neighbour_is_fitted_to_the_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = evidence(entry(CUBE, {"highest": choice(AXPBY)}, [row(FULL, 100.0), row(AXPBY, 40.0)]))
+    monkeypatch.setattr(type(BY_NAME["matmul_axpby"]), "fitted", lambda *_: SPLIT)
+    assert plan(known).candidate == AXPBY
+    made = plan(known, replace(CUBE, m=4000))
+    assert (made.candidate, made.source) == (SPLIT, "near")
 
 
 def test_where_a_choice_cannot_run_the_next_best_of_the_entry_does() -> None:

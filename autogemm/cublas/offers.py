@@ -52,6 +52,13 @@ def worth_measuring(problem: Problem, device: Device) -> list[dict[str, int]]:
     return [dict(zip(FIELDS, values, strict=True)) for values in found]
 
 
+def first_proposal(problem: Problem) -> dict[str, int] | None:
+    """The fields of what the heuristic thinks best; None where it has nothing."""
+    *_, form = forms(problem)
+    first = next(proposals(form, 1, _WORKSPACE_BYTES), None)
+    return None if first is None else first.fields
+
+
 def _key(fields: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(fields[name] for name in FIELDS)
 

@@ -172,6 +172,10 @@ class Strategy(ABC):
         """What stands for all candidates alike enough that one's time tells of another's."""
         return candidate
 
+    def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
+        """What to run on an untuned problem where ``candidate`` did well on one like it."""
+        return candidate
+
     def candidates(self, problem: Problem, device: Device) -> list[Candidate]:
         """The legal part of its search space."""
         return [

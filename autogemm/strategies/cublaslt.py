@@ -16,13 +16,13 @@ from autogemm import precision
 from autogemm.aliasing import written
 from autogemm.cublas.algorithm import COMPUTE_TYPE, FIELDS, NO_SPLIT, against, algorithm
 from autogemm.cublas.library import handle, library, raw_stream, why_not
-from autogemm.cublas.offers import worth_measuring
+from autogemm.cublas.offers import first_proposal, worth_measuring
 from autogemm.cublas.product import Product, forms, operands, scalars
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import ALIGNMENT_BYTES, DTYPE_NAMES, Problem
 from autogemm.strategies.addmm import Addmm, kept_wide
-from autogemm.strategies.base import Params, ParamValue, Run, Strategy
+from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
 
 _LIMITS = {"inner": 2**16, "cluster": 2**16}
 _NOTHING_OFFERED: dict[str, ParamValue] = {**dict.fromkeys(FIELDS, 0), "split_k": 1}
@@ -63,6 +63,17 @@ class CublasLt(Strategy):
             return [_NOTHING_OFFERED]
         found = worth_measuring(problem, device)
         return [dict(x) for x in found] or [_NOTHING_OFFERED]
+
+    def kin(self, candidate: Candidate) -> Candidate:
+        """All of them: which algorithm is best changes from problem to problem."""
+        return Candidate.of(self.name)
+
+    def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
+        """What cuBLAS proposes first for the problem."""
+        if not device.has_package("nvmath") or _cannot_be_asked(problem, device):
+            return candidate
+        first = first_proposal(problem)
+        return candidate if first is None else Candidate.of(self.name, **first)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         return ErrorBound(4.0, precision.growth(problem.dtype, problem.k))
