@@ -262,10 +262,12 @@ def _regret(
         return
     predicted, source = base, "default"
     for prediction in others.predict(problem, tolerance, mode):
-        strategy, params = BY_NAME[prediction.candidate.strategy], prediction.candidate.kwargs
-        if device is not None and strategy.reasons_not(problem, device, params):
-            continue
-        stand_in = _measured_kin(prediction.candidate, times)
+        strategy, candidate = BY_NAME[prediction.candidate.strategy], prediction.candidate
+        if device is not None:
+            candidate = strategy.fitted(candidate, problem, device)
+            if strategy.reasons_not(problem, device, candidate.kwargs):
+                continue
+        stand_in = _measured_kin(candidate, times)
         if stand_in is not None:
             predicted = stand_in
             source = "near" if prediction.distance <= NEAR else "model"

@@ -344,3 +344,19 @@ def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
     assert STRATEGY.workspace_bytes(where, {**PARAMS, **ONE_TERM}) == terms + scales
     assert STRATEGY.workspace_bytes(where, FUSED) == 0
     assert STRATEGY.workspace_bytes(where, {**FUSED, "slices": 3}) == 3 * 1000 * 500 * 4
+
+
+def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
+    params = {"method": "fp16x3", "warps": 4, "stages": 4, "chunk": 128, "group": 8}
+    params |= {"bm": 64, "bn": 64, "bk": 32}
+    tuned = Candidate.of("emulated_fp32", form="fused", slices=7, **params)
+    wide = contiguous_problem(300, 16, 1_000_000, torch.float32, a="col")
+    fitted = STRATEGY.fitted(tuned, wide, GPU).kwargs
+    assert (fitted["bm"], fitted["bn"]) == (64, 16)
+    tiles = -(-300 // 64)
+    assert tiles * fitted["slices"] <= 2 * GPU.units < tiles * (fitted["slices"] + 1)
+    assert STRATEGY.reasons_not(wide, GPU, fitted) == []
+    short = contiguous_problem(64, 64, 64, torch.float32)
+    assert STRATEGY.fitted(tuned, short, GPU).kwargs["slices"] == 1
+    split = Candidate.of("emulated_fp32", form="split", slices=1, **params)
+    assert STRATEGY.fitted(split, wide, GPU) == split

@@ -67,8 +67,8 @@ _CHUNKS = {
 }
 _MORE_SLICES = 4
 """Times as many slices that a Gram matrix may take: it has fewer tiles to fill a device with."""
-_WAVES = (1, 2, 4)
-"""Programs a multiprocessor that slices of k aim at."""
+_WAVES, _USUAL = (1, 2, 4), 2
+"""Programs a multiprocessor that slices of k aim at, and what was best most often (H200)."""
 
 
 class EmulatedFP32(Strategy):
@@ -146,6 +146,18 @@ class EmulatedFP32(Strategy):
         params = candidate.kwargs
         shared = {key: params[key] for key in ("form", "method", "bm", "bn") if key in params}
         return Candidate.of(self.name, **shared)
+
+    def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
+        """A tile no larger than the result, and slices that fill the device with such tiles."""
+        params = candidate.kwargs
+        if params["form"] != "fused":
+            return candidate
+        snug = tuple(map(_no_larger, _tile(params), (problem.m, problem.n)))
+        tile = next((t for t in _FUSED_TILES if t[:2] == snug), None)
+        if tile is not None and snug != _tile(params):
+            params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
+        params["slices"] = _filling(problem, device, *_tile(params), int(params["bk"]), _USUAL)
+        return Candidate.of(self.name, **params)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # docs/accuracy.md, "emulated_fp32", derives every term.
@@ -297,6 +309,11 @@ def _fits(block: int, extent: int) -> bool:
     return block == 64 or extent > block // 2
 
 
+def _no_larger(block: int, extent: int) -> int:
+    """The block, or the power of two that covers the extent where that is smaller."""
+    return min(block, max(16, 1 << (extent - 1).bit_length()))
+
+
 def _count(problem: Problem, bm: int, bn: int) -> int:
     return -(-problem.m // bm) * -(-problem.n // bn)
 
@@ -312,7 +329,9 @@ def _chunks(form: str, method: str, k: int) -> Iterator[int]:
 
 def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list[int]:
     """Numbers of slices that fill the device, none where tiles alone do; slices are not short."""
-    tiles = _count(problem, bm, bn)
+    return sorted({_filling(problem, device, bm, bn, bk, waves) for waves in _WAVES})
+
+
+def _filling(problem: Problem, device: Device, bm: int, bn: int, bk: int, waves: int) -> int:
     most = max(1, problem.k // (4 * bk))
-    aims = {min(most, max(1, waves * device.units // tiles)) for waves in _WAVES}
-    return sorted(aims)
+    return min(most, max(1, waves * device.units // _count(problem, bm, bn)))
