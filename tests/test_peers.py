@@ -101,9 +101,18 @@ def test_peers_get_the_scalars_and_operands_of_the_problem() -> None:
     for update in ("none", "add", "bias", "inplace"):
         compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [Peer("watch", watch)])
     assert seen == [
-        (1.5, 0.0, True, True), (1.5, 0.5, False, True), (1.5, 0.5, False, True),
+        (1.5, 0.0, True, True), (1.5, 0.5, False, True), (1.0, 1.0, False, True),
         (1.5, 0.5, False, False),
     ]  # fmt: skip
+
+
+def test_a_peer_that_keeps_the_scalars_it_was_prepared_for_is_judged_by_these() -> None:
+    def fixed(operands: Any, alpha: float, beta: float) -> Any:
+        return lambda _, A, B, __, C, out: plain_addmm(alpha, A, B, beta, C, out)
+
+    for update in ("none", "add", "bias", "inplace"):
+        found = compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [Peer("fixed", fixed)])
+        assert not found.standings["fixed"].outside, update
 
 
 def test_autogemm_runs_what_the_tables_choose(tmp_path: Path) -> None:
