@@ -261,8 +261,8 @@ def _ranked(
 
 
 @functools.lru_cache(maxsize=32)
-def _evidence(device: Device, paths: tuple[Path, ...]) -> Evidence:
-    names = frozenset(strategy.name for strategy in STRATEGIES)
+def _evidence(device: Device, paths: tuple[Path, ...], names: frozenset[str]) -> Evidence:
+    """``names`` are the strategies known: while plug-ins are imported, fewer than from then on."""
     own, relatives = [], []
     for directory in paths:
         for path in table_files(directory):
@@ -303,7 +303,8 @@ def _read(path: Path, names: frozenset[str]) -> Table | None:
 
 def evidence_for(device: Device) -> Evidence:
     """The evidence for a device; tables are read at the first call and kept."""
-    return _evidence(device, tuple(search_path()))
+    names = frozenset(strategy.name for strategy in STRATEGIES)
+    return _evidence(device, tuple(search_path()), names)
 
 
 def evidence_at(path: Path, device: Device) -> Evidence:
