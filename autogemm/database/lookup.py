@@ -10,7 +10,14 @@ from pathlib import Path
 
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
-from autogemm.database.prediction import NEAR, Model, admits, is_noisier
+from autogemm.database.prediction import (
+    HOST_MARGIN,
+    NEAR,
+    Model,
+    admits,
+    is_noisier,
+    waits_for_host,
+)
 from autogemm.database.reading import read_table
 from autogemm.device import Device, software_versions
 from autogemm.errors import DatabaseError, DatabaseWarning
@@ -173,6 +180,10 @@ class Evidence:
         if untuned:
             return [chosen]
         margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
+
+        def needed(row: Measured) -> float:
+            return HOST_MARGIN if mode == "eager" and waits_for_host(row) else margin
+
         return [chosen] + [
             Suggestion(
                 candidate=candidate,
@@ -184,7 +195,7 @@ class Evidence:
             )
             for candidate, ratio in _ranked(entry, tolerance, mode, margin)
             if candidate != choice.candidate
-            and ratio >= margin
+            and ratio >= needed(rows[candidate])
             and not is_noisier(entry.problem, tolerance.level, rows[candidate], rows.values())
         ]
 
