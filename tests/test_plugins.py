@@ -286,3 +286,19 @@ def test_a_plugin_that_multiplies_while_it_is_imported_does_not_hide_what_tables
         env={"PYTHONPATH": f"{site}:{ROOT}", "PATH": ""},
     )  # fmt: skip
     assert "runs widened" in session(site, tables)
+
+
+def test_what_a_plugin_raises_when_it_is_asked_is_a_line_of_the_explanation(
+    tmp_path: Path,
+) -> None:
+    raising = "\n    def space(self, problem, device): raise KeyError('no space')\n"
+    install(tmp_path, "loaded_plugin", WORKING.format(name="widened") + raising)
+    code = (
+        "import torch, autogemm; A = torch.ones(4, 4); autogemm.gemm(1.0, A, A); "
+        "print(autogemm.explain(1.0, A, A))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert "  widened: loaded_plugin 1.0 raised KeyError: 'no space'" in done.stdout, done.stderr
