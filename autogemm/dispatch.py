@@ -15,7 +15,7 @@ from autogemm.device import Device
 from autogemm.errors import NoStrategy
 from autogemm.precision import LEVELS, Tolerance, budget_of, is_alone
 from autogemm.problem import Problem
-from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Run, baseline
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Run, baseline, origin_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,16 +156,26 @@ def defaults(problem: Problem, tolerance: Tolerance) -> list[Candidate]:
 def rejected(
     problem: Problem, tolerance: Tolerance, device: Device, chosen: Candidate
 ) -> list[tuple[Candidate, str]]:
-    """Every other candidate of every strategy that could be tried here, or why it could not."""
+    """The other candidates of all strategies that could not serve here, each with the reason.
+
+    What a plug-in raises when it is asked is a reason, too: the call may have no need of it.
+    """
     result: list[tuple[Candidate, str]] = []
     for strategy in STRATEGIES:
-        for params in strategy.space(problem, device):
-            candidate = Candidate.of(strategy.name, **params)
-            if candidate == chosen:
-                continue
-            reason = reason_against(candidate, problem, tolerance, device)
-            if reason is not None:
-                result.append((candidate, reason))
+        try:
+            for params in strategy.space(problem, device):
+                candidate = Candidate.of(strategy.name, **params)
+                if candidate == chosen:
+                    continue
+                reason = reason_against(candidate, problem, tolerance, device)
+                if reason is not None:
+                    result.append((candidate, reason))
+        except Exception as raised:
+            origin = origin_of(strategy.name)
+            if not origin:
+                raise
+            words = f"{origin} raised {type(raised).__name__}: {raised}".split("\n")[0]
+            result.append((Candidate.of(strategy.name), words))
     return result
 
 

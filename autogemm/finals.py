@@ -13,7 +13,7 @@ from typing import Protocol
 
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
-from autogemm.database.prediction import HOST_MARGIN, is_noisier
+from autogemm.database.prediction import HOST_MARGIN, is_noisier, waits_for_host
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem
@@ -23,8 +23,6 @@ ROUNDS = 20
 """Interleaved rounds of the finals: the interval of a median needs about this many."""
 FINALISTS = 3
 """Candidates a level and mode send to the finals, besides the baseline and the old choice."""
-HOST_BOUND = 1.1
-"""Eager time over graph time above which a candidate waits for the host."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
 TIE = 1.01
@@ -94,7 +92,8 @@ def finals(
             able_there = {row.candidate for row in able_at(problem, level, rows)}
             base = baseline(problem, level)
             field = {c: t for c, t in times.items() if c in able_there or c == base}
-            host_bound = {c for c in field if mode == "eager" and _waits(by_candidate[c])}
+            waiting = {c for c in field if waits_for_host(by_candidate[c])}
+            host_bound = waiting if mode == "eager" else ()
             margin = SWITCH_MARGIN if has_graphs else CPU_MARGIN
             choice = choose(field, base, host_bound, margin)
             if choice is not None:
@@ -143,15 +142,6 @@ def choose(
         rounds=len(times[winner]),
         runner_up=runner_up,
         runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
-    )
-
-
-def _waits(row: Measured) -> bool:
-    """Whether an eager call of this candidate takes longer on the host than on the device."""
-    return (
-        row.graph_us is not None
-        and row.eager_us is not None
-        and row.eager_us > HOST_BOUND * row.graph_us
     )
 
 

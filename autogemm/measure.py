@@ -103,11 +103,15 @@ class Workbench:
         if self.device.has_cuda and self.device.has_package("triton"):
             from autogemm.kernels.launch import compile_ahead
 
+            out = self.operands[0].out
+            kept = None if out is None else out.clone()
             compile_ahead(
                 functools.partial(self._try, candidate)
                 for candidate in candidates
                 if "triton" in BY_NAME[candidate.strategy].depends_on
             )
+            if out is not None and kept is not None:
+                out.copy_(kept)  # torch's part of a call multiplied what no kernel had written
 
     def _try(self, candidate: Candidate) -> None:
         try:
@@ -128,9 +132,9 @@ class Workbench:
         ``screen(us)`` is asked after a first rough timing whether to stop. Never raises for
         what the candidate does wrong: the status and note say what happened.
         """
-        strategy = BY_NAME[candidate.strategy]
-        workspace = strategy.workspace_bytes(self.problem, candidate.kwargs)
+        strategy, workspace = BY_NAME[candidate.strategy], 0
         try:
+            workspace = strategy.workspace_bytes(self.problem, candidate.kwargs)
             run = self.bind(candidate)
             error, complaint = self.error(run, bound)
             if complaint:

@@ -19,7 +19,7 @@ from autogemm.benchmark import plain_addmm
 from autogemm.database.lookup import Evidence
 from autogemm.device import Device
 from autogemm.dispatch import plan
-from autogemm.measure import ALPHA, BETA, Workbench, context_is_lost, in_turns, ratio
+from autogemm.measure import Workbench, context_is_lost, in_turns, ratio, scalars
 from autogemm.operands import Operands
 from autogemm.precision import ErrorBound, Tolerance, allowance, growth
 from autogemm.problem import Problem
@@ -113,8 +113,7 @@ def compare(
                 unable[peer.name] = "; ".join(reasons)
                 continue
             try:
-                first = bench.operands[0]
-                run = peer.prepare(first, *_scalars(first))
+                run = peer.prepare(bench.operands[0], *scalars(problem))
                 judged[peer.name] = bench.error(run, bound)
                 timers[Candidate.of(peer.name)] = timer(run)
             except Exception as problem_met:
@@ -135,10 +134,6 @@ def compare(
             for name, (error, outside) in judged.items()
         },
     )  # fmt: skip
-
-
-def _scalars(operands: Operands) -> tuple[float, float]:
-    return ALPHA, 0.0 if operands.C is None else BETA
 
 
 def _in_short(problem: BaseException) -> str:

@@ -37,7 +37,7 @@ from autogemm.problem import DTYPE_NAMES, DTYPES
 from autogemm.report import geomean, text_table
 from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME
-from autogemm.workloads import PRESETS, preset
+from autogemm.workloads import PRESETS, Workload, preset
 
 
 def parse() -> argparse.Namespace:
@@ -138,10 +138,14 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
         torch.cuda.set_device(where)
     deadline = time.time() + options.budget if options.budget else float("inf")
     try:
-        if options.shapes and not options.preset:
-            workloads = list(read_shapes(options.shapes, where.type).workloads)
-        else:
-            workloads = preset(options.preset or "quick", where.type)
+        workloads: list[Workload] = []
+        if options.shapes:
+            program = read_shapes(options.shapes, where.type)
+            for reason in program.left_out:
+                print(f"{options.shapes}: {reason}")
+            workloads += program.workloads
+        if options.preset or not options.shapes:
+            workloads += preset(options.preset or "quick", where.type)
         if options.db:
             evidence = evidence_at(find_table(device, options.db), device)
         else:
@@ -149,7 +153,7 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     except AutogemmError as error:
         print(error, file=sys.stderr)
         return 1
-    problems = [load.problem for load in workloads]
+    problems = list(dict.fromkeys(load.problem for load in workloads))
     if options.dtype:
         problems = [p for p in problems if DTYPE_NAMES[p.dtype] == options.dtype]
     if options.sample:
@@ -157,12 +161,19 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
         problems = problems[: options.sample]
     found = peers.compared(problems, evidence, device, where, deadline=deadline)
     tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
-    bar = tqdm(found, total=len(problems), unit="problem", dynamic_ncols=True, mininterval=1)
-    comparisons = list(bar)
+    comparisons: list[peers.Comparison] = []
+    why, code = "the budget is over", 0
+    try:
+        for comparison in tqdm(
+            found, total=len(problems), unit="problem", dynamic_ncols=True, mininterval=1
+        ):
+            comparisons.append(comparison)
+    except KeyboardInterrupt:  # what was compared took minutes
+        why, code = "stopped", 130
     print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
     print(peers.as_text(comparisons))
     if len(comparisons) < len(problems):
-        print(f"the budget is over; {len(problems) - len(comparisons)} problems were not timed")
+        print(f"{why}; {len(problems) - len(comparisons)} problems were not timed")
     if options.json:
         facts = {
             "device": str(device),
@@ -170,7 +181,7 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
             "comparisons": [c.as_json() for c in comparisons],
         }
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
-    return 0
+    return code
 
 
 def show_regret(entries: list[Entry], device: Device) -> int:

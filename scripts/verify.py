@@ -24,7 +24,7 @@ from autogemm.journal import device_turn
 from autogemm.problem import DTYPES
 from autogemm.report import text_table
 from autogemm.strategies import BY_NAME
-from autogemm.supervisor import TuningFailed, supervise
+from autogemm.supervisor import supervise
 from autogemm.verification import CONFIRMED, Verification, busy, order_for, verify_table
 
 
@@ -81,7 +81,7 @@ def main() -> int:
         if options.accuracy:
             return show_grades(where, options, deadline)
         return show_table(where, options, deadline)
-    except (AutogemmError, TuningFailed) as error:
+    except (AutogemmError, RuntimeError) as error:  # a lost device, a killed process, a tuner's end
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

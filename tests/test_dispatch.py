@@ -175,6 +175,12 @@ def test_where_a_choice_cannot_run_the_next_best_of_the_entry_does() -> None:
     # A small gain was measured without finals: it may be noise.
     slim = evidence(entry(CUBE, {"high": choice(TF32)}, [rows[0], rows[1], rows[3]]))
     assert plan(slim, CUBE, HIGH, replace(GPU, packages=frozenset())).candidate == FULL
+    # What waits for the host must win by as much as in the finals.
+    for us, candidate in ((83.0, FULL), (78.0, AXPBY)):
+        waiting = [rows[0], rows[1], row(AXPBY, us, graph_us=40.0)]
+        known = evidence(entry(CUBE, {"high": choice(TF32)}, waiting))
+        made = plan(known, CUBE, HIGH, replace(GPU, packages=frozenset()), "eager")
+        assert made.candidate == candidate
     # Where nothing beat the baseline, nothing stands in for it.
     none = evidence(entry(CUBE, {"high": choice(FULL)}, rows))
     assert plan(none, CUBE, HIGH).candidate == FULL

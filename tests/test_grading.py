@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from autogemm.grading import (
     grade,
     grade_side_by_side,
     grader,
+    side_by_side,
 )
 from autogemm.grading.grader import Score, _sampled
 from autogemm.grading.oracle import Truth
@@ -359,3 +364,47 @@ def test_several_processes_find_what_one_finds() -> None:
         ]  # fmt: skip
 
     assert told(together) == told(alone)
+
+
+def _slow_part(
+    where: torch.device, marker: str, *, dtypes: Sequence[torch.dtype], **_: object
+) -> None:
+    """Stands for a share of the grading: float16 ends at once, all else takes its time."""
+    if dtypes[0] is not torch.float16:
+        time.sleep(15)
+        Path(marker).touch()
+
+
+def test_ctrl_c_ends_all_processes_of_a_grading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(step: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side, "_part", _slow_part)
+    marker = tmp_path / "went on"
+    with pytest.raises(KeyboardInterrupt):
+        grade_side_by_side(
+            CPU, str(marker), jobs=1, dtypes=[torch.float16, torch.float32], report=interrupt
+        )
+    assert not marker.exists()
+    assert active_children() == []
+
+
+def _dies(*_: object, **__: object) -> None:
+    os._exit(3)
+
+
+def test_a_killed_process_of_a_grading_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "_part", _dies)
+    with pytest.raises(BrokenProcessPool):
+        grade_side_by_side(CPU, "smoke", jobs=2, dtypes=[torch.float16])
+    assert active_children() == []
+
+
+def test_several_processes_have_nothing_to_grade_where_no_type_has_an_oracle(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (side_by_side, grader):
+        monkeypatch.setattr(module, "has_oracle", lambda dtype: False)
+    assert grade_side_by_side(CPU, "smoke", jobs=2).scores == ()

@@ -21,6 +21,7 @@ from autogemm.database.lookup import Evidence
 from autogemm.device import device_of
 from autogemm.peers import Comparison, Peer, Standing, as_text, compare, compared
 from autogemm.problem import contiguous_problem
+from autogemm.workloads import preset
 
 HERE = device_of(CPU)
 PROBLEM = contiguous_problem(24, 20, 300, torch.float32, device_type="cpu")
@@ -101,9 +102,18 @@ def test_peers_get_the_scalars_and_operands_of_the_problem() -> None:
     for update in ("none", "add", "bias", "inplace"):
         compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [Peer("watch", watch)])
     assert seen == [
-        (1.5, 0.0, True, True), (1.5, 0.5, False, True), (1.5, 0.5, False, True),
+        (1.5, 0.0, True, True), (1.5, 0.5, False, True), (1.0, 1.0, False, True),
         (1.5, 0.5, False, False),
     ]  # fmt: skip
+
+
+def test_a_peer_that_keeps_the_scalars_it_was_prepared_for_is_judged_by_these() -> None:
+    def fixed(operands: Any, alpha: float, beta: float) -> Any:
+        return lambda _, A, B, __, C, out: plain_addmm(alpha, A, B, beta, C, out)
+
+    for update in ("none", "add", "bias", "inplace"):
+        found = compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [Peer("fixed", fixed)])
+        assert not found.standings["fixed"].outside, update
 
 
 def test_autogemm_runs_what_the_tables_choose(tmp_path: Path) -> None:
@@ -238,6 +248,38 @@ def test_the_script_takes_presets_and_stops_at_its_budget(
     options = ("--peers", "--preset", "quick", "--dtype", "float64", "--budget", "1e-9")
     assert script(monkeypatch, *options) == 0
     assert "the budget is over" in capsys.readouterr().out
+
+
+def test_shapes_and_a_preset_are_compared_both_and_rows_of_other_devices_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", (HONEST,))
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("- {m: 16, n: 12, k: 20}\n- {m: 16, n: 12, k: 21, device: cuda}\n")
+    options = ("--peers", "--shapes", str(shapes), "--preset", "quick", "--budget", "1e-9")
+    assert script(monkeypatch, *options) == 0
+    out = capsys.readouterr().out
+    assert "shapes.yaml: 1 left out: recorded on cuda" in out
+    assert f"{len(preset('quick', 'cpu')) + 1} problems were not timed" in out
+
+
+def test_ctrl_c_keeps_what_was_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(operands: Any, alpha: float, beta: float) -> Any:
+        if operands.A.shape[1] == 40:
+            raise KeyboardInterrupt
+        return plain_addmm
+
+    monkeypatch.setattr(peers, "PEERS", (Peer("interrupted", interrupted),))
+    shapes, figures = tmp_path / "shapes.yaml", tmp_path / "figures.json"
+    shapes.write_text("- {m: 16, n: 12, k: 20}\n- {m: 16, n: 12, k: 40}\n")
+    options = ("--peers", "--shapes", str(shapes), "--json", str(figures))
+    assert script(monkeypatch, *options) == 130
+    out = capsys.readouterr().out
+    assert "float32 16x12x20 (row x row -> row, add)" in out
+    assert "stopped; 1 problems were not timed" in out
+    assert len(json.loads(figures.read_text())["comparisons"]) == 1
 
 
 def test_problems_are_chosen_for_peers_alone(

@@ -108,6 +108,24 @@ def test_entry_points_are_read_once_and_not_before_they_are_asked_for(
             WORKING.format(name="widened").replace("{torch.float32}", "{torch.int8}"),
             None, "expected a frozenset of float16",
         ),
+        (
+            WORKING.format(name="n").replace(
+                'name = "n"', '@property\n    def name(self): raise ValueError("no name")'
+            ),
+            None, "ValueError: no name",
+        ),
+        (
+            WORKING.format(name="n").replace('name = "n"', 'name = "n"; packages = "numpy"'),
+            None, "its packages are 'numpy'; expected a tuple of words",
+        ),
+        (
+            "class X:\n    def __repr__(self): raise ValueError('no words')\nWidened = X()",
+            None, "ValueError: no words",
+        ),
+        (
+            "class X(Exception):\n    def __str__(self): raise ValueError\nraise X()",
+            None, "X: without a word",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_broken_is_left_out_with_one_warning_that_names_it(
@@ -124,6 +142,15 @@ def test_what_is_broken_is_left_out_with_one_warning_that_names_it(
     assert "of a_broken_plugin 1.0: " in str(warning.message)
     assert reason in str(warning.message)
     assert len(strategies.plugins.left_out) == 1
+
+
+@pytest.mark.parametrize("damaged", ["[autogemm.strategies]\nwidened\n", "[other]\nwidened\n"])
+def test_a_damaged_list_of_entry_points_costs_the_plugins_alone(damaged: str, site: Path) -> None:
+    install(site, "a_broken_plugin", WORKING.format(name="widened"))
+    (site / "a_broken_plugin-1.0.dist-info" / "entry_points.txt").write_text(damaged)
+    strategies = Strategies(STRATEGIES.own)
+    with pytest.warns(PluginWarning, match=r"of every plug-in: .*entry_points.txt is damaged \("):
+        assert list(strategies) == list(STRATEGIES.own)
 
 
 def test_of_two_plugins_of_one_name_the_first_is_taken(site: Path) -> None:
@@ -244,3 +271,34 @@ def test_a_table_that_chose_a_plugin_is_followed_while_it_is_there(tmp_path: Pat
     absent = session(tmp_path, tables)
     assert "runs widened" not in absent
     assert "runs addmm" in absent
+
+
+def test_a_plugin_that_multiplies_while_it_is_imported_does_not_hide_what_tables_say_of_it(
+    tmp_path: Path,
+) -> None:
+    site, tables = tmp_path / "site", tmp_path / "tables"
+    site.mkdir()
+    tables.mkdir()
+    early = "import autogemm, torch\nautogemm.gemm(1.0, torch.ones(2, 2), torch.ones(2, 2))\n"
+    install(site, "loaded_plugin", early + WORKING.format(name="widened"))
+    subprocess.run(
+        [sys.executable, "-c", CHOOSE, str(ROOT / "tests"), str(tables)], check=True, timeout=300,
+        env={"PYTHONPATH": f"{site}:{ROOT}", "PATH": ""},
+    )  # fmt: skip
+    assert "runs widened" in session(site, tables)
+
+
+def test_what_a_plugin_raises_when_it_is_asked_is_a_line_of_the_explanation(
+    tmp_path: Path,
+) -> None:
+    raising = "\n    def space(self, problem, device): raise KeyError('no space')\n"
+    install(tmp_path, "loaded_plugin", WORKING.format(name="widened") + raising)
+    code = (
+        "import torch, autogemm; A = torch.ones(4, 4); autogemm.gemm(1.0, A, A); "
+        "print(autogemm.explain(1.0, A, A))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert "  widened: loaded_plugin 1.0 raised KeyError: 'no space'" in done.stdout, done.stderr

@@ -10,7 +10,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -1275,6 +1275,39 @@ def test_the_bench_notes_what_a_candidate_raises(
     assert row.note.startswith(note)
     assert len(row.note) <= 200
     assert "\n" not in row.note
+
+
+def test_the_bench_notes_what_a_strategy_raises_before_it_runs(
+    suspects: dict[str, Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def workspace_bytes(*_: object) -> int:
+        raise ZeroDivisionError("no tiles")
+
+    monkeypatch.setattr(Sloppy, "workspace_bytes", workspace_bytes)
+    with Workbench.open(SMALL, device_of(CPU), CPU) as bench:
+        row = bench.judge(suspects["sloppy"], ErrorBound(4.0, 40.0), lambda us: False)
+    assert (row.status, row.note) == ("failed", "ZeroDivisionError: no tiles")
+
+
+def test_compiling_ahead_leaves_an_operand_that_is_updated_in_place_as_it_was(
+    suspects: dict[str, Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = pytest.importorskip("autogemm.kernels.launch")
+    calls: list[int] = []
+
+    def compile_ahead(tries: Iterable[Callable[[], object]]) -> None:
+        calls.extend(1 for each in tries if each() is None)
+
+    monkeypatch.setattr(launch, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(Sloppy, "depends_on", ("torch", "triton"))
+    problem = replace(SMALL, update="inplace")
+    with Workbench.open(problem, device_of(CPU), CPU) as bench:
+        bench.device = GPU
+        before = bench.operands[0].C.clone()
+        bench.prepare([suspects["sloppy"], suspects["broken"], FULL])
+        bench.device = device_of(CPU)
+        assert torch.equal(bench.operands[0].C, before)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("words", ["CUDA error: an illegal memory access was encountered"])

@@ -272,6 +272,18 @@ def test_the_script_grades_and_writes_the_scorecard(
 
 
 @pytest.mark.usefixtures("_argv")
+def test_what_could_not_be_graded_is_told_and_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr("autogemm.grading.grade", lost)
+    assert run(monkeypatch, "--accuracy") == 2
+    assert "the device is lost" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_argv")
 @pytest.mark.parametrize(
     ("words", "told"),
     [

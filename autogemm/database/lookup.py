@@ -10,7 +10,14 @@ from pathlib import Path
 
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
-from autogemm.database.prediction import NEAR, Model, admits, is_noisier
+from autogemm.database.prediction import (
+    HOST_MARGIN,
+    NEAR,
+    Model,
+    admits,
+    is_noisier,
+    waits_for_host,
+)
 from autogemm.database.reading import read_table
 from autogemm.device import Device, software_versions
 from autogemm.errors import DatabaseError, DatabaseWarning
@@ -173,6 +180,10 @@ class Evidence:
         if untuned:
             return [chosen]
         margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
+
+        def needed(row: Measured) -> float:
+            return HOST_MARGIN if mode == "eager" and waits_for_host(row) else margin
+
         return [chosen] + [
             Suggestion(
                 candidate=candidate,
@@ -184,7 +195,7 @@ class Evidence:
             )
             for candidate, ratio in _ranked(entry, tolerance, mode, margin)
             if candidate != choice.candidate
-            and ratio >= margin
+            and ratio >= needed(rows[candidate])
             and not is_noisier(entry.problem, tolerance.level, rows[candidate], rows.values())
         ]
 
@@ -261,8 +272,8 @@ def _ranked(
 
 
 @functools.lru_cache(maxsize=32)
-def _evidence(device: Device, paths: tuple[Path, ...]) -> Evidence:
-    names = frozenset(strategy.name for strategy in STRATEGIES)
+def _evidence(device: Device, paths: tuple[Path, ...], names: frozenset[str]) -> Evidence:
+    """``names`` are the strategies known: while plug-ins are imported, fewer than from then on."""
     own, relatives = [], []
     for directory in paths:
         for path in table_files(directory):
@@ -303,7 +314,8 @@ def _read(path: Path, names: frozenset[str]) -> Table | None:
 
 def evidence_for(device: Device) -> Evidence:
     """The evidence for a device; tables are read at the first call and kept."""
-    return _evidence(device, tuple(search_path()))
+    names = frozenset(strategy.name for strategy in STRATEGIES)
+    return _evidence(device, tuple(search_path()), names)
 
 
 def evidence_at(path: Path, device: Device) -> Evidence:

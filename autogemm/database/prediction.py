@@ -39,6 +39,8 @@ HOST_DOUBT = 1.35
 """How much dearer a candidate's host cost is taken to be than its median."""
 MARGIN = 1.03
 """A predicted win below this is left to the baseline."""
+HOST_BOUND = 1.1
+"""Eager time over graph time above which a candidate waits for the host."""
 HOST_MARGIN = 1.25
 """The same for a candidate that waits for the host: another host may be slower."""
 
@@ -276,6 +278,15 @@ def is_noisier(problem: Problem, level: str, row: Measured, rows: Iterable[Measu
     norms = [other.error_norm for other in rows if other.candidate == base]
     norm = norms[0] if norms else None
     return norm is not None and row.error_norm > NORM_SLACK * norm
+
+
+def waits_for_host(row: Measured) -> bool:
+    """Whether an eager call of a row's candidate takes longer on the host than on the device."""
+    return (
+        row.graph_us is not None
+        and row.eager_us is not None
+        and row.eager_us > HOST_BOUND * row.graph_us
+    )
 
 
 def _is_timed(row: Measured) -> bool:

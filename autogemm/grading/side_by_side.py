@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from typing import Any
 
 import torch
 
@@ -26,20 +28,32 @@ def grade_side_by_side(
     deadline: float = math.inf,
     report: Callable[[str], None] = lambda step: None,
 ) -> Grades:
-    """``grade`` by ``jobs`` processes, each with a share of the trials of a type."""
+    """``grade`` by ``jobs`` processes, each with a share of the trials of a type.
+
+    Raises what ``grade`` raises, and ``BrokenProcessPool`` where a process is killed. Whatever is
+    raised, KeyboardInterrupt too, ends the processes at once.
+    """
     started, types = time.time(), [dtype for dtype in dtypes if has_oracle(dtype)]
+    if not types:
+        return grade(where, extent, dtypes=(), deadline=deadline)
     shares = -(-jobs // len(types))
-    work = functools.partial(grade, where, extent, deadline=deadline, shares=shares)
+    work = functools.partial(_part, where, extent, deadline=deadline, shares=shares)
+    others = active_children()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(work, dtypes=(dtype,), share=share): DTYPE_NAMES[dtype]
-            for dtype in types
-            for share in range(shares)
-        }
-        parts = []
-        for future in as_completed(futures):
-            parts.append(future.result())
-            report(f"{futures[future]}: one of {shares} parts")
+        try:
+            futures = {
+                pool.submit(work, dtypes=(dtype,), share=share): DTYPE_NAMES[dtype]
+                for dtype in types
+                for share in range(shares)
+            }
+            parts = []
+            for future in as_completed(futures):
+                parts.append(future.result())
+                report(f"{futures[future]}: one of {shares} parts")
+        except BaseException:  # the pool would wait for all that was submitted
+            for worker in set(active_children()) - set(others):
+                worker.terminate()
+            raise
     scores: dict[tuple[str, torch.dtype, str], Score] = {}
     for score in itertools.chain.from_iterable(part.scores for part in parts):
         key = (score.strategy, score.dtype, score.level)
@@ -48,6 +62,14 @@ def grade_side_by_side(
     return Grades(
         parts[0].device, extent, ranked(scores.values()), time.time() - started, unfinished
     )
+
+
+def _part(where: torch.device, extent: str, **options: Any) -> Grades:
+    """``grade`` in a process of its own, which Ctrl-C reaches through the one that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if where.type == "cuda" and where.index is not None:
+        torch.cuda.set_device(where)
+    return grade(where, extent, **options)
 
 
 def _together(one: Score, other: Score) -> Score:

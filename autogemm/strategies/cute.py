@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from autogemm import precision
+from autogemm.aliasing import written
 from autogemm.device import Device, software_versions
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
@@ -140,8 +141,8 @@ class Cute(Strategy):
                 plan, a, b, d, c, rowvec_bias=along_n, colvec_bias=along_m,
                 alpha=float(alpha), beta=float(beta),  # type: ignore[arg-type]
             )  # fmt: skip
-            if out is not None and not out.is_inference():
-                torch.autograd.graph.increment_version(out)
+            if out is not None:
+                written(out)
             return D
 
         return run

@@ -47,19 +47,33 @@ def find(taken: Collection[str]) -> Plugins:
     strategies: list[Strategy] = []
     origins: dict[str, str] = {}
     left_out: list[str] = []
-    for point in sorted(entry_points(group=GROUP), key=lambda p: (_origin(p), p.name)):
+    try:
+        points = sorted(entry_points(group=GROUP), key=lambda p: (_origin(p), p.name))
+    except Exception as problem:  # one damaged file hides all: pip and its kin meet it, too
+        words = f"of every plug-in: an installed package's entry_points.txt is damaged ({problem})"
+        return Plugins(left_out=(words,))
+    for point in points:
         try:
             strategy = _strategy(point)
             if strategy.name in taken:
                 raise Unusable(f"autogemm has a strategy named {strategy.name!r} itself")
             if strategy.name in origins:
                 raise Unusable(f"{origins[strategy.name]} has the name {strategy.name!r} already")
-        except Unusable as problem:
-            left_out.append(f"{point.name!r} ({point.value}) of {_origin(point)}: {problem}")
+        except (Exception, SystemExit) as problem:  # whatever a foreign module does
+            words = _in_short(problem)
+            left_out.append(f"{point.name!r} ({point.value}) of {_origin(point)}: {words}")
         else:
             strategies.append(strategy)
             origins[strategy.name] = _origin(point)
     return Plugins(tuple(strategies), origins, tuple(left_out))
+
+
+def _in_short(problem: BaseException) -> str:
+    try:
+        words = str(problem).split("\n")[0]
+    except Exception:
+        words = "without a word"
+    return words if isinstance(problem, Unusable) else f"{type(problem).__name__}: {words}"
 
 
 def _origin(point: EntryPoint) -> str:
@@ -69,18 +83,19 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _strategy(point: EntryPoint) -> Strategy:
-    """The strategy that an entry point names; raises ``Unusable``."""
-    try:
-        found = point.load()
-        if inspect.isclass(found) and issubclass(found, Strategy):
-            found = found()
-    except (Exception, SystemExit) as problem:  # whatever a foreign module does at import
-        raise Unusable(f"{type(problem).__name__}: {problem}".split("\n")[0]) from problem
+    """The strategy that an entry point names; raises ``Unusable``, and what its module raises."""
+    found = point.load()
+    if inspect.isclass(found) and issubclass(found, Strategy):
+        found = found()
     if not isinstance(found, Strategy):
         raise Unusable(f"expected a Strategy, its class or an instance; found {found!r}"[:200])
     name = getattr(found, "name", None)
     if not isinstance(name, str) or not _WORD.fullmatch(name):
         raise Unusable(f"its name is {name!r}; expected a lower-case word such as 'widened'")
+    for fact, kind in (("device_types", frozenset), ("packages", tuple), ("depends_on", tuple)):
+        words = getattr(found, fact)
+        if not isinstance(words, kind) or not all(isinstance(word, str) for word in words):
+            raise Unusable(f"its {fact} are {words!r}; expected a {kind.__name__} of words")
     dtypes = getattr(found, "dtypes", None)
     if not isinstance(dtypes, frozenset) or not dtypes or not dtypes <= set(DTYPE_NAMES):
         raise Unusable(
