@@ -196,7 +196,9 @@ def plan_for(
     problem = problems.problem_of(A, B, C, out, beta == 0)
     captured = A.is_cuda and torch.cuda.is_current_stream_capturing()
     mode = "graph" if captured else "eager"
-    return dispatch.plan(problem, tolerance, device, mode, evidence_for(device))
+    # Strategies may ask a library what it has for the current GPU.
+    with torch.cuda.device(A.device) if A.is_cuda else contextlib.nullcontext():
+        return dispatch.plan(problem, tolerance, device, mode, evidence_for(device))
 
 
 def reload_tables() -> None:
