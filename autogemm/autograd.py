@@ -60,8 +60,18 @@ def gradients(
 
 
 def _is_by_columns(x: torch.Tensor) -> bool:
-    """Whether a single matrix has contiguous columns, and not rows."""
-    return x.ndim == 2 and x.stride(0) == 1 and x.stride(1) != 1
+    """Whether a single matrix is stored column after column, as torch's own derivatives ask.
+
+    Of a compiler's symbols nothing is asked that it does not know: it would be a guard.
+    """
+    if x.ndim != 2 or not isinstance(x.stride(0), int) or x.stride(0) != 1:
+        return False
+    follow: bool | torch.SymBool = x.stride(1) == x.shape[0]
+    if isinstance(follow, bool):
+        return follow
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(follow)
 
 
 def _is(beta: complex | float, value: int) -> bool:

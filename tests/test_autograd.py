@@ -396,3 +396,21 @@ def test_a_gradient_lies_as_its_operand_does(which: str, dtype: torch.dtype) -> 
         assert torch.allclose(x, y)
         assert x.stride() == operand.stride()
     assert torch.autograd.gradcheck(lambda a, b: gemm(1.5, a, b), (A, B))
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_a_gradient_lies_as_torchs_own_does_where_columns_have_gaps_or_are_single(
+    which: str,
+) -> None:
+    for rows, cols, gap in ((6, 5, 2), (1, 5, 0), (1, 5, 1), (6, 1, 0), (6, 1, 1), (1, 1, 0)):
+        X = torch.randn(cols, rows + gap)[:, :rows].t().requires_grad_()
+        Y = torch.randn(cols, 4) if which == "A" else torch.randn(4, rows)
+        operands = (X, Y) if which == "A" else (Y, X)
+        found, wanted = (
+            torch.autograd.grad(product.sum(), X)[0]
+            for product in (gemm(1.5, *operands), torch.addmm(
+                torch.zeros(operands[0].shape[0], operands[1].shape[1]), *operands, alpha=1.5
+            ))
+        )  # fmt: skip
+        torch.testing.assert_close(found, wanted)
+        assert found.stride() == wanted.stride(), (rows, cols, gap)
