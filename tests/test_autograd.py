@@ -223,6 +223,26 @@ def test_vmap_is_a_loop(dims: tuple[int | None, ...]) -> None:
         torch.testing.assert_close(found[i], 1.5 * one[0] @ one[1] + 0.5 * one[2])
 
 
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("shared", ["A", "B"])
+def test_vmap_maps_what_a_batch_shares(shared: str, dims: tuple[int | None, ...]) -> None:
+    batch = (2, 5)
+    A, B, C = seeded(
+        (*(() if shared == "A" else batch), 3, 4), (*(() if shared == "B" else batch), 4, 2),
+        (*batch, 3, 2),
+    )  # fmt: skip
+    mapped = [
+        x if dim is None else torch.stack([x, 2 * x, x - 1], dim)
+        for x, dim in zip((A, B, C), dims, strict=True)
+    ]
+    found = torch.vmap(lambda a, b, c: gemm(1.5, a, b, 0.5, c), in_dims=dims)(*mapped)
+    for i in range(3):
+        a, b, c = (
+            x if dim is None else x.select(dim, i) for x, dim in zip(mapped, dims, strict=True)
+        )
+        torch.testing.assert_close(found[i], 1.5 * a @ b + 0.5 * c)
+
+
 def test_vmap_nests_and_takes_batches() -> None:
     A, B, C = seeded((2, 5, 3, 4), (5, 4, 2), (2, 5, 3, 2))
     found = torch.vmap(torch.vmap(lambda a, b, c: gemm(1.5, a, b, 0.5, c)), (0, None, 0))(A, B, C)
