@@ -60,8 +60,18 @@ def gradients(
 
 
 def _is_by_columns(x: torch.Tensor) -> bool:
-    """Whether a single matrix has contiguous columns, and not rows."""
-    return x.ndim == 2 and x.stride(0) == 1 and x.stride(1) != 1
+    """Whether a single matrix is stored column after column, as torch's own derivatives ask.
+
+    Of a compiler's symbols nothing is asked that it does not know: it would be a guard.
+    """
+    if x.ndim != 2 or not isinstance(x.stride(0), int) or x.stride(0) != 1:
+        return False
+    follow: bool | torch.SymBool = x.stride(1) == x.shape[0]
+    if isinstance(follow, bool):
+        return follow
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(follow)
 
 
 def _is(beta: complex | float, value: int) -> bool:
@@ -175,11 +185,17 @@ def batched(
     def with_batch(x: torch.Tensor, dim: int | None) -> torch.Tensor:
         return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
+    rank_A, rank_B = A.ndim - (dim_A is not None), B.ndim - (dim_B is not None)
     # What is 2-D and not mapped stays shared by all; one of A and B has to carry the batch.
-    if dim_A is not None or A.ndim > 2 or dim_B is None:
+    if dim_A is not None or rank_A > 2 or (dim_B is None and rank_B == 2):
         A = with_batch(A, dim_A)
-    if dim_B is not None or B.ndim > 2:
+    if dim_B is not None or rank_B > 2:
         B = with_batch(B, dim_B)
+    # What one operand had of dimensions before is shared by the other's matrices no longer.
+    if A.ndim == 3 and rank_B > 2:
+        A = A.unflatten(0, (size, *[1] * (rank_B - 2))).expand(*B.shape[:-2], *A.shape[1:])
+    if B.ndim == 3 and rank_A > 2:
+        B = B.unflatten(0, (size, *[1] * (rank_A - 2))).expand(*A.shape[:-2], *B.shape[1:])
     if C is not None:
         C = with_batch(C, dim_C)
     return product(alpha, A, B, beta, C, *rest)

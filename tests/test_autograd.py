@@ -223,6 +223,26 @@ def test_vmap_is_a_loop(dims: tuple[int | None, ...]) -> None:
         torch.testing.assert_close(found[i], 1.5 * one[0] @ one[1] + 0.5 * one[2])
 
 
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("shared", ["A", "B"])
+def test_vmap_maps_what_a_batch_shares(shared: str, dims: tuple[int | None, ...]) -> None:
+    batch = (2, 5)
+    A, B, C = seeded(
+        (*(() if shared == "A" else batch), 3, 4), (*(() if shared == "B" else batch), 4, 2),
+        (*batch, 3, 2),
+    )  # fmt: skip
+    mapped = [
+        x if dim is None else torch.stack([x, 2 * x, x - 1], dim)
+        for x, dim in zip((A, B, C), dims, strict=True)
+    ]
+    found = torch.vmap(lambda a, b, c: gemm(1.5, a, b, 0.5, c), in_dims=dims)(*mapped)
+    for i in range(3):
+        a, b, c = (
+            x if dim is None else x.select(dim, i) for x, dim in zip(mapped, dims, strict=True)
+        )
+        torch.testing.assert_close(found[i], 1.5 * a @ b + 0.5 * c)
+
+
 def test_vmap_nests_and_takes_batches() -> None:
     A, B, C = seeded((2, 5, 3, 4), (5, 4, 2), (2, 5, 3, 2))
     found = torch.vmap(torch.vmap(lambda a, b, c: gemm(1.5, a, b, 0.5, c)), (0, None, 0))(A, B, C)
@@ -396,3 +416,21 @@ def test_a_gradient_lies_as_its_operand_does(which: str, dtype: torch.dtype) -> 
         assert torch.allclose(x, y)
         assert x.stride() == operand.stride()
     assert torch.autograd.gradcheck(lambda a, b: gemm(1.5, a, b), (A, B))
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_a_gradient_lies_as_torchs_own_does_where_columns_have_gaps_or_are_single(
+    which: str,
+) -> None:
+    for rows, cols, gap in ((6, 5, 2), (1, 5, 0), (1, 5, 1), (6, 1, 0), (6, 1, 1), (1, 1, 0)):
+        X = torch.randn(cols, rows + gap)[:, :rows].t().requires_grad_()
+        Y = torch.randn(cols, 4) if which == "A" else torch.randn(4, rows)
+        operands = (X, Y) if which == "A" else (Y, X)
+        found, wanted = (
+            torch.autograd.grad(product.sum(), X)[0]
+            for product in (gemm(1.5, *operands), torch.addmm(
+                torch.zeros(operands[0].shape[0], operands[1].shape[1]), *operands, alpha=1.5
+            ))
+        )  # fmt: skip
+        torch.testing.assert_close(found, wanted)
+        assert found.stride() == wanted.stride(), (rows, cols, gap)

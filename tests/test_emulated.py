@@ -604,6 +604,18 @@ def test_rows_and_columns_beyond_the_operands_cause_no_repair(
     assert repairs is None or repairs.both == (0, 0)
 
 
+@pytest.mark.parametrize("terms", METHODS)
+def test_what_lies_beyond_the_operands_is_not_weighed(
+    terms: int, repairs: Repairs | None
+) -> None:
+    A, B = that_cancel()
+    B[4, 7] = TINY
+    A[4], A[4, 0] = 0, 1 + 2.0**-20  # lower terms, which follow A's last row
+    A, B = A.to(PLACE), B.to(PLACE)
+    product(emulated("split", METHODS[terms]), A, B, nowhere(A, B))
+    assert repairs is None or repairs.both == (1, 0)
+
+
 # ----------------------------------------------------------------------- zeros, inf, NaN, edges
 
 

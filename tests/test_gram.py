@@ -93,3 +93,20 @@ def test_tiles_on_and_below_the_diagonal_are_counted_row_by_row(row: int) -> Non
         _origins[(programs,)](out, start, BLOCK=16)
         wanted = [(row, column + i) if column + i <= row else (row + 1, 0) for i in range(programs)]
         assert [tuple(pair) for pair in (out[:programs] // 16).tolist()] == wanted
+
+
+@pytest.mark.parametrize("rows", [64, 128, 260])
+def test_a_gram_matrix_is_cut_into_no_fewer_slices_than_the_bound_supposes(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = importlib.import_module("autogemm.kernels.fused_product")
+    seen: list[int] = []
+    monkeypatch.setattr(fused, "fused_product", lambda *args, slices, **rest: seen.append(slices))
+    X = normal(rows, 2048)
+    problem = gpu_problem(X, X.t(), None, None, 0.0)
+    for slices in (1, 2, 5, 16):
+        params = CANDIDATES["fused"] | COMMON | {"slices": slices}
+        STRATEGY.bind(problem, here(), params)(1.0, X, X.t(), 0.0, None, None)
+        found = seen.pop()
+        assert slices <= found <= 4 * slices
+        assert found == 1 or slices > 1

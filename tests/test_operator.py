@@ -161,6 +161,24 @@ def test_a_compiled_model_trains_as_an_eager_one() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_extents_that_depend_on_data_are_compiled_with_their_gradients() -> None:
+    def loss(W: torch.Tensor, x: torch.Tensor, chosen: torch.Tensor, column: bool) -> torch.Tensor:
+        some = (W @ x[chosen].t()).contiguous()  # (8, u): its stride is a symbol, too
+        return (gemm(1.0, some.t(), W) if column else gemm(1.0, W, some)).square().sum()
+
+    W, x = seeded((8, 8), (16, 8))
+    chosen = x[:, 0] > 0
+    for column in (False, True):
+        found = []
+        for compiled in (False, True):
+            leaf = x.clone().requires_grad_()
+            with dynamo_config.patch(capture_dynamic_output_shape_ops=True):
+                step = torch.compile(loss, backend="aot_eager", fullgraph=True)
+                (step if compiled else loss)(W, leaf, chosen, column).backward()
+            found.append(leaf.grad)
+        torch.testing.assert_close(found[0], found[1])
+
+
 def test_wrong_operands_are_named_while_tracing() -> None:
     for misuse, words in (
         (lambda: gemm(1.0, A, A), "must equal B's rows"),

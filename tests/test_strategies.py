@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from autogemm.grading.known_faults import known_fault
 from autogemm.grading.oracle import Truth, Truths, has_oracle, truth_of
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem, problem_of
-from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Strategy, baseline
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Strategy, addmm, baseline
 from autogemm.strategies.base import ParamValue
 
 Settings = Callable[[], dict[str, object]]
@@ -676,6 +677,40 @@ def test_a_batch_or_a_single_product_is_a_reason_unless_it_is_declared(strategy:
     assert any("not a batch of 12" in reason for reason in reasons) != strategy.batched
     reasons = strategy.reasons_not(replace(problem, batch=1), device, params)
     assert any("not a single one" in reason for reason in reasons) != strategy.single
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.0 - 2.0**-26, 1.0 + 2.0**-25, 0.5])
+@pytest.mark.parametrize("out", ["none", "row", "col"])
+@pytest.mark.parametrize(("n", "k", "step"), [(6, 5, 1), (1, 5, 1), (6, 1, 1), (6, 5, 2)])
+def test_cublas_meets_beta_of_1_in_its_epilogue_alone(
+    n: int, k: int, step: int, out: str, beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At β = 1 in float32 its other 16-bit products round before they add C."""
+    seen: list[tuple[float, torch.Tensor]] = []
+
+    def run(alpha: Any, A: Any, B: Any, beta: float, C: torch.Tensor, out: Any) -> torch.Tensor:
+        seen.append((beta, C))
+        return C
+
+    monkeypatch.setattr(addmm, "_run", run)
+    A, B = torch.ones(4, k, dtype=torch.float16), torch.ones(k, n, dtype=torch.float16)
+    C = torch.ones(1, step * n, dtype=torch.float16)[:, ::step].expand(4, n)
+    given = {"none": None, "row": torch.empty(4, n).half(), "col": torch.empty(n, 4).half().t()}
+    problem = problem_of(A, B, C, given[out], False)
+    problem = replace(problem, device_type="cuda")
+    assert problem.update == "bias"
+    bound = BY_NAME["addmm"].bind(problem, GPU, {"reduction": "full"})
+    bound(1.0, A, B, beta, C, given[out])
+    [(asked, added)] = seen
+    epilogue = (
+        added.ndim == 1
+        and added.is_contiguous()
+        and min(n, k) > 1
+        and (given[out] is None or given[out].is_contiguous())
+    )
+    assert epilogue or np.float32(asked) != 1
+    assert abs(asked - beta) <= 2.0**-23
+    assert epilogue == (beta == 1 and (n, k, step) == (6, 5, 1) and out != "col")
 
 
 def test_the_baseline_of_a_batch_is_torchs_batched_product() -> None:

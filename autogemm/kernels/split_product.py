@@ -128,6 +128,8 @@ def _is_too_light(
     light = weight < certified + k * 0.00390625
     # A sum of nothing but zeros is exact: hi is 0 for zeros alone.
     light = light & (heaviest > 0) & (a_odd[:, None] | b_odd[None, :])
+    # Rows of zeros, and what lies behind the last row or column: there other terms were read.
+    light = light & (a_largest > 0)[:, None] & (b_largest > 0)[None, :]
     return tl.max(tl.max(light.to(tl.int32), 1), 0)
 
 

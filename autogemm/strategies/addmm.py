@@ -52,7 +52,7 @@ class Addmm(Strategy):
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         reduced = params["reduction"] == "reduced"
         run = _run if reduced or not _may_round_twice(problem) else _run_wide
-        if problem.update == "bias" and device.has_cuda:
+        if problem.update == "bias" and device.has_cuda and min(problem.n, problem.k) > 1:
             run = _one_row(run)
         if problem.m == 1 and device.has_cuda:
             run = _restrided(run)
@@ -145,9 +145,9 @@ def kept_wide(beta: complex | float) -> complex | float:
 
     At β = 1 cuBLAS adds 16-bit numbers: the product, rounded, to C (H200, cuBLAS 13.1: errors up
     to half a unit in the last place of the product, whatever torch's settings). At the float32
-    next to 1 it adds in float32.
+    next to 1 it adds in float32. What rounds to 1 in float32 is 1 to cuBLAS.
     """
-    return _ALMOST_ONE if beta == 1 else beta
+    return _ALMOST_ONE if -(2.0**-25) <= beta.real - 1 <= 2.0**-24 else beta
 
 
 def _may_round_twice(problem: Problem) -> bool:
@@ -166,7 +166,7 @@ def _run_wide(
 
 
 def _one_row(otherwise: Run) -> Run:
-    """The run for a C that is one row, repeated."""
+    """The run for a C that is one row, repeated; n and k are at least 2."""
 
     def run(
         alpha: complex | float,
@@ -178,8 +178,8 @@ def _one_row(otherwise: Run) -> Run:
     ) -> torch.Tensor:
         assert C is not None
         # A 1-D input lets torch use cuBLASLt's bias epilogue, which adds in float32, instead of
-        # filling the result first.
-        if beta == 1:
+        # filling the result first; but only where both lie as it likes (torch 2.11, Blas.cpp).
+        if beta == 1 and C.stride(1) == 1 and (out is None or out.is_contiguous()):
             return _run(alpha, A, B, beta, C[0], out)
         return otherwise(alpha, A, B, beta, C, out)
 

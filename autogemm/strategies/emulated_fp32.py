@@ -242,7 +242,8 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
         assert square is not None
         tiles = tile_count(m, m, side, side, gram=True)
         wanted = min(2 * device.units // tiles, k // (4 * bk), _MORE_SLICES * slices)
-        return Tiling(*square, tiling.group), max(1, wanted) if slices > 1 else 1
+        # Not fewer: sums longer than a slice are not in the bound.
+        return Tiling(*square, tiling.group), max(slices, wanted) if slices > 1 else 1
 
     def write(
         alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
