@@ -832,9 +832,11 @@ def test_the_bound_holds_on_hostile_operands_that_one_block_of_k_holds(name: str
 # ------------------------------------------------------------------------- ends of the range
 
 
-def pair(k: int, a: dict[int, float], b: dict[int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(
+    edge: int, k: int, a: dict[int, float], b: dict[int, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One row of A and one column of B that are 0 but for these places; the rest is ordinary."""
-    A, B = normal(4, k), normal(k, 4)
+    A, B = normal(edge, k), normal(k, edge)
     A[0], B[:, 0] = 0.0, 0.0
     for at, value in a.items():
         A[0, at] = value
@@ -843,26 +845,26 @@ def pair(k: int, a: dict[int, float], b: dict[int, float]) -> tuple[torch.Tensor
     return A, B
 
 
-ENDS = {
-    "the threshold underflows": pair(132, {3: 1.2345 * 2.0**-66}, {3: 1.777 * 2.0**-66}),
-    "the result is all but nothing": pair(132, {3: 1.2345 * 2.0**-72}, {3: 1.777 * 2.0**-71}),
-    "the weight underflows": pair(
-        132, {0: 2.0**-84, 3: 1.3 * 2.0**-122}, {3: 1.7 * 2.0**89, 5: 1.5 * 2.0**127}
+ENDS: dict[str, tuple[dict[int, float], dict[int, float]]] = {
+    "the threshold underflows": ({3: 1.2345 * 2.0**-66}, {3: 1.777 * 2.0**-66}),
+    "the result is all but nothing": ({3: 1.2345 * 2.0**-72}, {3: 1.777 * 2.0**-71}),
+    "the weight underflows": (
+        {0: 2.0**-84, 3: 1.3 * 2.0**-122}, {3: 1.7 * 2.0**89, 5: 1.5 * 2.0**127}
     ),
-    "the weight overflows": pair(
-        132,
+    "the weight overflows": (
         {**dict.fromkeys(range(64), 2.0**127), 64: 1.0, 65: 1.2345 * 2.0**-40},
         {**dict.fromkeys(range(64), 1.9 * 2.0**-84), 65: 1.3 * 2.0**120},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("terms", METHODS)
+@pytest.mark.parametrize("edge", [4, 64], ids=["ragged", "whole"])
 @pytest.mark.parametrize("name", ENDS)
-def test_a_certificate_neither_overflows_nor_underflows(name: str, terms: int) -> None:
-    A, B = ENDS[name]
+def test_a_certificate_neither_overflows_nor_underflows(name: str, edge: int, terms: int) -> None:
+    A, B = pair(edge, 132, *ENDS[name])
     split = splitting.split_both(A, B, terms=terms, chunk=64)
-    out = A.new_empty(4, 4)
+    out = A.new_empty(edge, edge)
     from_split.split_product(
         1.0, A, B, 0.0, None, out, split, terms=terms, chunk=64,
         tiling=from_split.Tiling(64, 64, 64, 4, 2), gain=0.0,

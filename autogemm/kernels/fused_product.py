@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
 from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.operands import described, load_tiles
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split import LOWEST_EXPONENT
@@ -31,13 +31,6 @@ _CERTIFIED = tl.constexpr(2.0**19)
 units of the result's own bound: k·2⁻²⁵·(2¹⁶ + 2¹⁶) ≤ (k/8)·2⁻²⁴·2¹⁹. The first block of
 normally distributed operands has some 2²⁴."""
 _SMALLEST_HALF = tl.constexpr(2.0**-24)
-
-
-@triton.jit
-def _tiles(a, b, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
-    x = a.load([at, i0]).T if A_T else a.load([i0, at])
-    y = b.load([j0, at]).T if B_T else b.load([at, j0])
-    return x, y
 
 
 @triton.jit
@@ -72,12 +65,12 @@ def _weight(
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The sum of |hi·hi| over k in [first, last)."""
-    x, y = _tiles(a, b, i0, j0, first, A_T, B_T)
+    x, y = load_tiles(a, b, i0, j0, first, A_T, B_T)
     a_down = _scale(_largest(x, 1))
     b_down = _scale(_largest(y, 0))
     weight = tl.zeros((BM, BN), dtype=tl.float32)
     for at in tl.range(first, last, BK, num_stages=2):
-        x, y = _tiles(a, b, i0, j0, at, A_T, B_T)
+        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
         weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]), weight)
     return weight
 
@@ -106,7 +99,7 @@ def _fused_kernel(
     slice_ = tl.program_id(0) // tiles
     first = slice_ * slice_k
     last = tl.minimum(first + slice_k, k)
-    x, y = _tiles(a_tiles, b_tiles, i0, j0, first, A_T, B_T)
+    x, y = load_tiles(a_tiles, b_tiles, i0, j0, first, A_T, B_T)
     a_down = _scale(_largest(x, 1))
     b_down = _scale(_largest(y, 0))
     inside = (tl.arange(0, BM) < m - i0)[:, None] & (tl.arange(0, BN) < n - j0)[None, :]
@@ -117,7 +110,7 @@ def _fused_kernel(
     part = tl.zeros((BM, BN), dtype=tl.float32)
     in_chunk = 0
     for at in tl.range(first, last, BK, num_stages=STAGES):
-        x, y = _tiles(a_tiles, b_tiles, i0, j0, at, A_T, B_T)
+        x, y = load_tiles(a_tiles, b_tiles, i0, j0, at, A_T, B_T)
         x *= a_down[:, None]
         y *= b_down[None, :]
         a_hi = x.to(tl.float16)
@@ -252,17 +245,11 @@ def fused_product(
         num_warps=tiling.warps,
         registers=registers,
         descriptors=(
-            _described(A, a_t, tiling.bm, tiling.bk),
-            _described(B, b_t, tiling.bk, tiling.bn),
+            described(A, a_t, tiling.bm, tiling.bk),
+            described(B, b_t, tiling.bk, tiling.bn),
         ),
     )
     if slices > 1:
         reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
     else:
         written(out)
-
-
-def _described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
-    if transposed:
-        x, rows, cols = x.t(), cols, rows
-    return TensorDescriptor(x, list(x.shape), [x.stride(0), 1], [rows, cols])

@@ -10,17 +10,15 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.launch import ceil_div, launch, registers_for_two, written
+from autogemm.kernels.operands import described, load_tiles
 from autogemm.kernels.raster import tile_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split_product import Tiling
 
 _FAR_ROW = 2**31 // 256
 """Offsets within a tile fit 32 bits below this stride: tiles have at most 256 rows."""
-_REGISTERS = 65536
-"""Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
 
 
 @triton.jit
@@ -30,8 +28,7 @@ def _sum_of_products(
 ):  # fmt: skip
     total = tl.zeros((BM, BN), dtype=tl.float32)
     for at in tl.range(first, last, BK, num_stages=STAGES):
-        x = a.load([at, i0]).T if A_T else a.load([i0, at])
-        y = b.load([j0, at]).T if B_T else b.load([at, j0])
+        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
         total = tl.dot(x, y, total)
     return total
 
@@ -249,10 +246,10 @@ def half_product(
         },
         num_warps=tiling.warps,
         # Two programs share a multiprocessor: one is written while the other multiplies.
-        registers=_REGISTERS // (2 * 32 * 8) if tiling.warps == 8 and not large else None,
+        registers=registers_for_two(8) if tiling.warps == 8 and not large else None,
         descriptors=(
-            _described(A, a_t, tiling.bm, tiling.bk),
-            _described(B, b_t, tiling.bk, tiling.bn),
+            described(A, a_t, tiling.bm, tiling.bk),
+            described(B, b_t, tiling.bk, tiling.bn),
         ),
     )
     if slices > 1:
@@ -279,14 +276,6 @@ def _is_row_major(x: torch.Tensor) -> bool:
     if cols == 1:
         return row != 1
     return col == 1 or (rows > 1 and row != 1)
-
-
-def _described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
-    if transposed:
-        x, rows, cols = x.t(), cols, rows
-    # The stride over a single row means nothing, but must be a legal one.
-    pitch = x.stride(0) if x.shape[0] > 1 else ceil_div(x.shape[1], 8) * 8
-    return TensorDescriptor(x, list(x.shape), [pitch, 1], [rows, cols])
 
 
 def _has_unit_columns(x: torch.Tensor) -> bool:

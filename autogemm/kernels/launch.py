@@ -21,6 +21,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from autogemm.aliasing import written as written
 
 _MAX_COMPILED = 4096
+_REGISTERS = 65536
+"""Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
 _compiled: dict[Hashable, Any] = {}
 _only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
 
@@ -28,6 +30,11 @@ _only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
 def ceil_div(x: int, y: int) -> int:
     """x / y rounded up. Triton's own ``cdiv`` takes 5 µs when called from Python."""
     return -(-x // y)
+
+
+def registers_for_two(warps: int) -> int:
+    """How many registers of a thread let two programs of so many warps share a multiprocessor."""
+    return _REGISTERS // (2 * 32 * warps)
 
 
 def launch(

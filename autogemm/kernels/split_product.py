@@ -124,12 +124,13 @@ def _is_too_light(
         # In units of the largest scales: nothing overflows, and underflow only takes away.
         weight += (part * (tl.abs(fa) / a_unit)[:, None]) * (tl.abs(fb) / b_unit)[None, :]
         heaviest = tl.maximum(heaviest, part)
-    # What underflows to 2^-24 weighs too much, by 2^-9 a product at most.
-    light = weight < certified + k * 0.00390625
-    # A sum of nothing but zeros is exact: hi is 0 for zeros alone.
-    light = light & (heaviest > 0) & (a_odd[:, None] | b_odd[None, :])
-    # Rows of zeros, and what lies behind the last row or column: there other terms were read.
-    light = light & (a_largest > 0)[:, None] & (b_largest > 0)[None, :]
+    need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
+    # What underflows to 2^-24 weighs too much, by 2^-9 a product at most. Where scales are so
+    # small, the sums themselves may have underflowed, whatever they weigh.
+    light = (weight < certified + k * 0.00390625) | (need <= _UNDERFLOW)
+    # A sum of nothing but zeros is exact: hi is 0 for zeros alone. Behind the last row or column
+    # other terms were read; nothing is needed there.
+    light = light & (heaviest > 0) & (need > 0)
     return tl.max(tl.max(light.to(tl.int32), 1), 0)
 
 

@@ -37,9 +37,6 @@ _TRUNCATION = {(9, 0): (0.28, 0.76)}
 _LONGEST = 2**25
 """Rows of terms are no longer: offsets within a block of 64 of them fit 32 bits."""
 
-_REGISTERS = 65536
-"""Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
-
 _SPLIT_TILES = {
     "fp16x3": ((128, 128, 64, 8, 3), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (64, 64, 64, 4, 3)),
     "fp16": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3)),
@@ -222,6 +219,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
 
 def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.fused_product import fused_product
+    from autogemm.kernels.launch import registers_for_two
     from autogemm.kernels.raster import is_gram, tile_count
     from autogemm.kernels.split_product import Tiling
 
@@ -255,7 +253,7 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
         if square is not None and is_gram(A, B):
             cut, parts = gram_of(*A.shape)
         # Two programs share a multiprocessor: one converts while the other multiplies.
-        registers = _REGISTERS // (2 * 32 * cut.warps) if cut.warps == 8 else None
+        registers = registers_for_two(cut.warps) if cut.warps == 8 else None
         fused_product(
             alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=parts, tiling=cut,
             gain=gain, guard=guard, registers=registers,
