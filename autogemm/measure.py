@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -161,7 +162,7 @@ class Workbench:
             if context_is_lost(problem):
                 raise
             status = "unsupported" if isinstance(problem, NotImplementedError) else "failed"
-            note = f"{type(problem).__name__}: {problem}".split("\n")[0][:200]
+            note = without_directories(f"{type(problem).__name__}: {problem}".split("\n")[0])[:200]
             return Measured(
                 candidate=candidate, status=status, note=note, workspace_bytes=workspace
             )
@@ -276,6 +277,11 @@ def ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
     low = max(0, int(n / 2 - half))
     high = min(n - 1, round(n / 2 + half))
     return Ratio(statistics.median(ratios), ratios[low], ratios[high])
+
+
+def without_directories(text: str) -> str:
+    """A message without the directories of its paths: tables are shared, and say whose they are."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/:'\",;]+)+/", "", text)
 
 
 def context_is_lost(error: BaseException) -> bool:

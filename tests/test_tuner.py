@@ -27,7 +27,7 @@ from autogemm.device import device_of
 from autogemm.errors import DatabaseError, DatabaseWarning
 from autogemm.finals import choose
 from autogemm.journal import open_storage
-from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio
+from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio, without_directories
 from autogemm.operands import make_operands, normal
 from autogemm.precision import ErrorBound
 from autogemm.problem import LAYOUTS, UPDATES, Problem, Update, _layout, contiguous_problem
@@ -1466,3 +1466,12 @@ def test_judging_an_update_in_place_leaves_the_samples_whole() -> None:
             assert row.status == "ok"
         for sample, C in zip(bench.samples, before, strict=True):
             assert torch.equal(sample.operands.C, C)
+
+
+def test_a_failures_note_names_no_directories() -> None:
+    told = "RuntimeError: expected one or more of /home/ann/site/dsl/_ir.cu{N}.so or '/opt/x y'."
+    assert without_directories(told) == (
+        "RuntimeError: expected one or more of _ir.cu{N}.so or 'x y'."
+    )
+    for kept in ("R = 3/4 of 12 GiB/s", "n/a", "https is no path", "out of memory"):
+        assert without_directories(kept) == kept

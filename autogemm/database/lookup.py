@@ -146,17 +146,18 @@ class Evidence:
         rows = {row.candidate: row for row in entry.measured}
         file = source.table.path.name if source.table.path else "a table"
         where = f"measured {entry.date} ({file})"
+
+        def measured(candidate: Candidate, ratio: float, why: str) -> Suggestion:
+            row = rows[candidate]
+            return Suggestion(
+                candidate=candidate, source="exact", detail=f"{why}, {where}",
+                us=time_of(row, mode), ratio=ratio, error=row.error,
+            )  # fmt: skip
+
         if tolerance.budget is not None:
             margin = self._margin_of(entry, source)
             return [
-                Suggestion(
-                    candidate=candidate,
-                    source="exact",
-                    detail=f"fastest within the budget, {where}",
-                    us=time_of(rows[candidate], mode),
-                    ratio=ratio,
-                    error=rows[candidate].error,
-                )
+                measured(candidate, ratio, "fastest within the budget")
                 for candidate, ratio in _ranked(entry, tolerance, mode, margin)
             ]
         by_mode = choices_at(entry, tolerance.level)
@@ -185,14 +186,7 @@ class Evidence:
             return HOST_MARGIN if mode == "eager" and waits_for_host(row) else margin
 
         return [chosen] + [
-            Suggestion(
-                candidate=candidate,
-                source="exact",
-                detail=f"the best of what runs here, {where}",
-                us=time_of(rows[candidate], mode),
-                ratio=ratio,
-                error=rows[candidate].error,
-            )
+            measured(candidate, ratio, "the best of what runs here")
             for candidate, ratio in _ranked(entry, tolerance, mode, margin)
             if candidate != choice.candidate
             and ratio >= needed(rows[candidate])

@@ -185,6 +185,38 @@ class Strategy(ABC):
         ]
 
 
+def into_new(write: Callable[..., None]) -> Run:
+    """A run of ``write(alpha, A, B, beta, C, out)`` that allocates the result where none is given.
+
+    For real types.
+    """
+
+    def run(
+        alpha: complex | float,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        beta: complex | float,
+        C: torch.Tensor | None,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if out is None:
+            out = torch.empty(A.shape[0], B.shape[1], dtype=A.dtype, device=A.device)
+        write(float(alpha.real), A, B, float(beta.real), C, out)
+        return out
+
+    return run
+
+
+def tile_of(params: Params) -> tuple[int, int]:
+    """Rows and columns of the tile that parameters named ``bm`` and ``bn`` say."""
+    return int(params["bm"]), int(params["bn"])
+
+
+def tiles_of(problem: Problem, bm: int, bn: int) -> int:
+    """How many tiles of that size cover the result."""
+    return -(-problem.m // bm) * -(-problem.n // bn)
+
+
 def one_of(*values: ParamValue) -> Callable[[ParamValue], bool]:
     """A parameter's test: the value is one of these, type included."""
     return lambda value: any(value == v and type(value) is type(v) for v in values)

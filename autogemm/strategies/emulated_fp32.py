@@ -23,7 +23,10 @@ from autogemm.strategies.base import (
     Run,
     Strategy,
     at_least,
+    into_new,
     one_of,
+    tile_of,
+    tiles_of,
 )
 
 _STEP = 16
@@ -104,9 +107,9 @@ class EmulatedFP32(Strategy):
         wrong = super().wrong_parameters(params)
         if wrong:
             return wrong
-        if params["form"] == "split" and (params["slices"] != 1 or min(_tile(params)) < 64):
+        if params["form"] == "split" and (params["slices"] != 1 or min(tile_of(params)) < 64):
             return ["form 'split' takes no slices and tiles of at least 64 x 64"]
-        if max(_tile(params)) < 64:
+        if max(tile_of(params)) < 64:
             return ["a tile needs 64 rows or columns"]
         return []
 
@@ -126,7 +129,7 @@ class EmulatedFP32(Strategy):
             for bm, bn, bk, warps, stages in tiles:
                 if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
                     continue
-                many = _count(problem, bm, bn) > 2 * device.units
+                many = tiles_of(problem, bm, bn) > 2 * device.units
                 for chunk in _chunks("split", method, problem.k):
                     for group in (8, 16) if many else (8,):
                         yield _params("split", method, bm, bn, bk, warps, stages, chunk, 1, group)
@@ -149,11 +152,11 @@ class EmulatedFP32(Strategy):
         params = candidate.kwargs
         if params["form"] != "fused":
             return candidate
-        snug = tuple(map(_no_larger, _tile(params), (problem.m, problem.n)))
+        snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
         tile = next((t for t in _FUSED_TILES if t[:2] == snug), None)
-        if tile is not None and snug != _tile(params):
+        if tile is not None and snug != tile_of(params):
             params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
-        params["slices"] = _filling(problem, device, *_tile(params), int(params["bk"]), _USUAL)
+        params["slices"] = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
         return Candidate.of(self.name, **params)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
@@ -201,7 +204,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
     terms = 1 if params["method"] == "fp16" else 2
     chunk, bk = int(params["chunk"]), int(params["bk"])
     tiling = Tiling(
-        *_tile(params), bk, int(params["warps"]), int(params["stages"]), int(params["group"])
+        *tile_of(params), bk, int(params["warps"]), int(params["stages"]), int(params["group"])
     )
     gain = _gain(device, bk, one_accumulator=False)
 
@@ -214,7 +217,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
             guard=guard,
         )  # fmt: skip
 
-    return _into_new(write)
+    return into_new(write)
 
 
 def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
@@ -224,7 +227,7 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.split_product import Tiling
 
     terms = 1 if params["method"] == "fp16" else 2
-    bm, bn = _tile(params)
+    bm, bn = tile_of(params)
     transposed = bm < 64
     if transposed:  # tensor cores take 64 rows at a time, and as few as 8 columns
         bm, bn = bn, bm
@@ -259,26 +262,7 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
             gain=gain, guard=guard, registers=registers,
         )  # fmt: skip
 
-    return _into_new(write)
-
-
-def _into_new(write: Callable[..., None]) -> Run:
-    """A run that allocates its result where none is given."""
-
-    def run(
-        alpha: complex | float,
-        A: Tensor,
-        B: Tensor,
-        beta: complex | float,
-        C: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
-        if out is None:
-            out = torch.empty(A.shape[0], B.shape[1], dtype=torch.float32, device=A.device)
-        write(float(alpha.real), A, B, float(beta.real), C, out)
-        return out
-
-    return run
+    return into_new(write)
 
 
 def _gain(device: Device, bk: int, *, one_accumulator: bool) -> float:
@@ -297,10 +281,6 @@ def _params(
     }  # fmt: skip
 
 
-def _tile(params: Params) -> tuple[int, int]:
-    return int(params["bm"]), int(params["bn"])
-
-
 def _fits(block: int, extent: int) -> bool:
     """Whether a tile's extent suits the problem's: not half empty, not needlessly small."""
     if block < 64:
@@ -311,10 +291,6 @@ def _fits(block: int, extent: int) -> bool:
 def _no_larger(block: int, extent: int) -> int:
     """The block, or the power of two that covers the extent where that is smaller."""
     return min(block, max(16, 1 << (extent - 1).bit_length()))
-
-
-def _count(problem: Problem, bm: int, bn: int) -> int:
-    return -(-problem.m // bm) * -(-problem.n // bn)
 
 
 def _chunks(form: str, method: str, k: int) -> Iterator[int]:
@@ -333,4 +309,4 @@ def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list
 
 def _filling(problem: Problem, device: Device, bm: int, bn: int, bk: int, waves: int) -> int:
     most = max(1, problem.k // (4 * bk))
-    return min(most, max(1, waves * device.units // _count(problem, bm, bn)))
+    return min(most, max(1, waves * device.units // tiles_of(problem, bm, bn)))

@@ -23,7 +23,10 @@ from autogemm.strategies.base import (
     Run,
     Strategy,
     at_least,
+    into_new,
     one_of,
+    tile_of,
+    tiles_of,
 )
 from autogemm.strategies.guarded import aligned_extent
 
@@ -84,7 +87,7 @@ class TritonGemm(Strategy):
         wrong = super().wrong_parameters(params)
         if wrong:
             return wrong
-        bm, bn = _tile(params)
+        bm, bn = tile_of(params)
         if max(bm, bn) < 64 or bm * bn > 128 * 256:
             return ["a tile needs 64 rows or columns and has at most 32768 elements"]
         if params["persistent"] and params["slices"] != 1:
@@ -101,7 +104,7 @@ class TritonGemm(Strategy):
         largest = max((bm * bn for bm, bn, *_ in tiles), default=0)
         for tile in tiles:
             bm, bn, bk = tile[:3]
-            count = _count(problem, bm, bn)
+            count = tiles_of(problem, bm, bn)
             if bm * bn < min(largest, 128 * 128) and count > _MOST_TILES * device.units:
                 continue
             for slices in _slices(problem, device, count, bm * bn, bk):
@@ -124,7 +127,7 @@ class TritonGemm(Strategy):
         from autogemm.kernels.half_product import half_product
         from autogemm.kernels.split_product import Tiling
 
-        bm, bn = _tile(params)
+        bm, bn = tile_of(params)
         # Tensor cores take 64 rows at a time, and as few as 8 columns; results are written
         # along their rows.
         transposed = bm < 64 or (bn >= 64 and problem.out.startswith("col"))
@@ -137,30 +140,19 @@ class TritonGemm(Strategy):
         slices = int(params["slices"])
         programs = _resident(bm * bn) * device.units if params["persistent"] else None
         ready = _operands(problem)
-        dtype = problem.dtype
 
-        def run(
-            alpha: complex | float,
-            A: Tensor,
-            B: Tensor,
-            beta: complex | float,
-            C: Tensor | None,
-            out: Tensor | None,
-        ) -> Tensor:
-            if out is None:
-                out = torch.empty(A.shape[0], B.shape[1], dtype=dtype, device=A.device)
+        def write(
+            alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+        ) -> None:
             A, B = ready(A, B)
-            result, addend = out, C
             if transposed:
-                A, B, result = B.t(), A.t(), out.t()
-                addend = None if C is None else C.t()
+                A, B, out = B.t(), A.t(), out.t()
+                C = None if C is None else C.t()
             half_product(
-                float(alpha.real), A, B, float(beta.real), addend, result, tiling=tiling,
-                slices=slices, programs=programs,
-            )  # fmt: skip
-            return out
+                alpha, A, B, beta, C, out, tiling=tiling, slices=slices, programs=programs
+            )
 
-        return run
+        return into_new(write)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
@@ -211,17 +203,9 @@ def _params(
     }  # fmt: skip
 
 
-def _tile(params: Params) -> tuple[int, int]:
-    return int(params["bm"]), int(params["bn"])
-
-
 def _fits(block: int, extent: int) -> bool:
     """Whether a tile's extent suits the problem's: more than half full; a narrow one is alone."""
     return (extent > block // 2 or block == 16) and (block >= 64 or extent <= block)
-
-
-def _count(problem: Problem, bm: int, bn: int) -> int:
-    return -(-problem.m // bm) * -(-problem.n // bn)
 
 
 def _resident(size: int) -> int:
