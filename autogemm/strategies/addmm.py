@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 
@@ -137,6 +136,7 @@ def torchs_own(
 
 _run = torchs_own(torch.mm, torch.addmm)
 
+
 _ALMOST_ONE = 1.0 - 2.0**-24
 
 
@@ -154,13 +154,15 @@ def _may_round_twice(problem: Problem) -> bool:
     return problem.is_half and problem.device_type == "cuda"
 
 
-def _addmm_wide(
-    C: torch.Tensor, A: torch.Tensor, B: torch.Tensor, *, beta: complex | float, **rest: Any
+def _run_wide(
+    alpha: complex | float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: complex | float,
+    C: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
-    return torch.addmm(C, A, B, beta=kept_wide(beta), **rest)
-
-
-_run_wide = torchs_own(torch.mm, _addmm_wide)
+    return _run(alpha, A, B, kept_wide(beta), C, out)
 
 
 def _one_row(otherwise: Run) -> Run:
