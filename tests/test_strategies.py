@@ -150,7 +150,8 @@ def place(values: torch.Tensor, layout: str) -> Placed:
         if values.is_complex():
             buffer = values.conj().resolve_conj()
             return Placed(buffer.conj(), buffer)
-        if values.dtype in (torch.float32, torch.float64):
+        # A strategy meets negated views on the CPU only (strategies/base.py).
+        if values.dtype in (torch.float32, torch.float64) and not values.is_cuda:
             buffer = torch.complex(torch.zeros_like(values), -values)
             return Placed(buffer.conj().imag, buffer)
         layout = "row"

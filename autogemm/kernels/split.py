@@ -20,8 +20,9 @@ import triton.language as tl
 
 from autogemm.kernels.launch import ceil_div, launch
 
-_ELEMENTS = {64: 2048, 128: 2048, 256: 4096, 512: 8192, 1024: 8192, 2048: 16384}
-"""Of one program, by chunk; 16 a thread. Measured best on an H200 for 1024² to 4096²."""
+_ROWS = {64: (32, 32), 128: (16, 16), 256: (4, 16), 512: (2, 8), 1024: (2, 8), 2048: (2, 8)}
+"""Stretches that one program splits, by chunk: where k is contiguous, and where it is not (8 of
+them are 32 bytes there, one access). From 512 on as measured best on an H200, 1024² to 8192²."""
 _FAR_ROW = 2**31 // 64
 _FAR_K = 2**31 // 2048
 """Offsets within a program's block fit 32 bits below these strides: it has no more rows, and no
@@ -121,19 +122,20 @@ def _split_block(
 def _split_kernel(
     a, b, terms, scales, m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, a_bias, b_bias,
     A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
-    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
+    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, A_ROWS: tl.constexpr, B_ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < blocks:
         _split_block(
             block, a, terms, scales, m, k, a_row, a_k, pitch, a_bias, A_ORDER, A_ALIGNED, TERMS,
-            R, CHUNK,
+            A_ROWS, CHUNK,
         )  # fmt: skip
     else:
         _split_block(
             block - blocks, b, terms + TERMS * m.to(tl.int64) * (pitch // 8 * 8),
             scales + tl.cdiv(k, CHUNK).to(tl.int64) * m, n, k, b_row, b_k, pitch, b_bias, B_ORDER,
-            B_ALIGNED, TERMS, R, CHUNK,
+            B_ALIGNED, TERMS, B_ROWS, CHUNK,
         )  # fmt: skip
 
 
@@ -161,14 +163,11 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
     scales = torch.empty(chunks * (m + n), dtype=torch.float32, device=A.device)
     (a_row, a_k), (b_k, b_row) = A.stride(), B.stride()
     orders = _order(a_row, a_k), _order(b_row, b_k)
-    elements = _ELEMENTS[chunk]
-    if orders == (2, 2):  # 8 rows make 32 bytes, a short access
-        elements = max(elements, 16 * chunk)
-    stretches = elements // chunk
-    blocks = ceil_div(m, stretches) * chunks
+    a_rows, b_rows = (_ROWS[chunk][order != 1] for order in orders)
+    blocks = ceil_div(m, a_rows) * chunks
     launch(
         _split_kernel,
-        blocks + ceil_div(n, stretches) * chunks,
+        blocks + ceil_div(n, b_rows) * chunks,
         (A, B, buffer, scales),
         (m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, *SCALE_BIASES),
         (),
@@ -178,10 +177,11 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
             "A_ALIGNED": orders[0] > 0 and _aligned(A, a_row, a_k, m, k),
             "B_ALIGNED": orders[1] > 0 and _aligned(B, b_row, b_k, n, k),
             "TERMS": terms,
-            "R": stretches,
+            "A_ROWS": a_rows,
+            "B_ROWS": b_rows,
             "CHUNK": chunk,
         },
-        num_warps=min(32, elements // 512),
+        num_warps=8 if chunk == 2048 else 4,
     )
     return Split(buffer, scales)
 

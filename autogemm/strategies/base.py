@@ -32,6 +32,7 @@ Run = Callable[
 
 With ``out`` None a new tensor is returned; otherwise ``out`` is written and returned. It is
 only called where m, n, k ≥ 1 and α ≠ 0; C is None exactly when β = 0. Autograd does not watch.
+On a GPU no operand is a negated view, whose stored elements are not its values.
 """
 
 
