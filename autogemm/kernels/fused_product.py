@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
-from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.launch import ceil_div, launch, registers_for_two, written
 from autogemm.kernels.operands import described, load_tiles
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import reduce_slices
@@ -188,7 +188,6 @@ def fused_product(
     slices: int,
     tiling: Tiling,
     gain: float,
-    registers: int | None,
     guard: bool = True,
 ) -> None:
     """Write α·A·B + β·C (α·A·B where C is None) into ``out``, which may be C.
@@ -199,6 +198,8 @@ def fused_product(
     sums, against the tensor cores' habit of truncating. Without ``guard``, for benchmarks
     alone, the result is right for ordinary operands only.
     """
+    # Two programs share a multiprocessor: one converts while the other multiplies.
+    registers = registers_for_two(tiling.warps) if tiling.warps == 8 else None
     (m, k), n = A.shape, B.shape[1]
     gram = tiling.bm == tiling.bn and is_gram(A, B)
     tiles = tile_count(m, n, tiling.bm, tiling.bn, gram=gram)

@@ -2,18 +2,19 @@
 
 Split operands keep 23 of 24 bits and their products are exact in float32; sums are promoted
 to IEEE float32 every ``chunk`` elements of k. Elements too small for their terms, inf and NaN
-are dealt with on the device (``kernels/split_product.py``, ``kernels/fused_product.py``), so
-that the bound holds for every input.
+are dealt with on the device (``kernels/split_product.py``, ``kernels/fused_product.py``,
+``kernels/overlapped_product.py``), so that the bound holds for every input.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from autogemm.device import Device
+from autogemm.device import Device, software_versions
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
 from autogemm.strategies.base import (
@@ -58,12 +59,25 @@ _FUSED_TILES = (
     (16, 64, 64, 4, 3),
 )
 """(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
+_OVERLAPPED_TILES = (
+    (128, 128, 32, 8, 3),
+    (128, 64, 64, 8, 3),
+    (64, 128, 64, 8, 3),
+    (64, 64, 64, 4, 3),
+    (64, 16, 64, 4, 3),
+    (16, 64, 64, 4, 3),
+)
+_TILES = {"fused": _FUSED_TILES, "overlapped": _OVERLAPPED_TILES}
+_GLUON = "3.6"
+"""Gluon is an experimental part of Triton: what is written in it runs in the version it knows."""
 
 _CHUNKS = {
     ("split", "fp16x3"): (128, 256, 512, 1024, 2048),
     ("split", "fp16"): (512, 2048),
     ("fused", "fp16x3"): (64, 128, 256, 512),
     ("fused", "fp16"): (512, 2048),
+    ("overlapped", "fp16x3"): (128, 256, 512),
+    ("overlapped", "fp16"): (2048,),
 }
 _MORE_SLICES = 4
 """Times as many slices that a Gram matrix may take: it has fewer tiles to fill a device with."""
@@ -72,7 +86,8 @@ _WAVES, _USUAL = (1, 2, 4), 2
 
 
 class EmulatedFP32(Strategy):
-    """``form`` ``split`` writes split operands first, ``fused`` splits on the way (aligned only).
+    """``form`` ``split`` writes split operands first, ``fused`` splits on the way (aligned only),
+    ``overlapped`` too, one block of k while another is multiplied (Hopper only).
 
     ``method`` ``fp16x3`` keeps float32's accuracy, ``fp16`` (one product of hi) that of
     ``high``. ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``chunk`` the elements of
@@ -91,7 +106,7 @@ class EmulatedFP32(Strategy):
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
         return {
-            "form": one_of("split", "fused"),
+            "form": one_of("split", "fused", "overlapped"),
             "method": one_of("fp16x3", "fp16"),
             "bm": extent,
             "bn": extent,
@@ -120,8 +135,10 @@ class EmulatedFP32(Strategy):
             return ["a vector times a matrix is bound by memory; splitting it gains nothing"]
         if problem.k >= _LONGEST:
             return [f"k = {problem.k}; offsets are 32-bit below k = {_LONGEST}"]
-        if params["form"] == "fused" and not {problem.a, problem.b} <= {"row", "col"}:
+        if params["form"] != "split" and not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
+        if params["form"] == "overlapped":
+            return _reasons_without_gluon(device)
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
@@ -133,13 +150,13 @@ class EmulatedFP32(Strategy):
                 for chunk in _chunks("split", method, problem.k):
                     for group in (8, 16) if many else (8,):
                         yield _params("split", method, bm, bn, bk, warps, stages, chunk, 1, group)
-        for method in _SPLIT_TILES:
-            for bm, bn, bk, warps, stages in _FUSED_TILES:
+        for form, method in itertools.product(_TILES, _SPLIT_TILES):
+            for bm, bn, bk, warps, stages in _TILES[form]:
                 if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
                     continue
                 for slices in _slices(problem, device, bm, bn, bk):
-                    for chunk in _chunks("fused", method, -(-problem.k // slices)):
-                        yield _params("fused", method, bm, bn, bk, warps, stages, chunk, slices, 8)
+                    for chunk in _chunks(form, method, -(-problem.k // slices)):
+                        yield _params(form, method, bm, bn, bk, warps, stages, chunk, slices, 8)
 
     def kin(self, candidate: Candidate) -> Candidate:
         """Same form, method and tile: chunks, slices and groups are then matters of degree."""
@@ -150,10 +167,11 @@ class EmulatedFP32(Strategy):
     def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
         """A tile no larger than the result, and slices that fill the device with such tiles."""
         params = candidate.kwargs
-        if params["form"] != "fused":
+        if params["form"] == "split":
             return candidate
+        tiles = _TILES[str(params["form"])]
         snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
-        tile = next((t for t in _FUSED_TILES if t[:2] == snug), None)
+        tile = next((t for t in tiles if t[:2] == snug), None)
         if tile is not None and snug != tile_of(params):
             params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
         params["slices"] = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
@@ -167,7 +185,7 @@ class EmulatedFP32(Strategy):
         part = min(k, -(-fair // bk) * bk)
         chunk = min(part, int(params["chunk"]))
         terms = 1 if params["method"] == "fp16" else 2
-        in_one = 3 if terms == 2 and params["form"] == "fused" else 1
+        in_one = 3 if terms == 2 and params["form"] != "split" else 1
         steps = in_one * -(-chunk // _STEP)
         truncation = 1.001 * ((in_one * chunk - 1) / 2 + 2 * steps)
         if terms == 2 and in_one == 1:
@@ -184,7 +202,7 @@ class EmulatedFP32(Strategy):
         self, problem: Problem, device: Device, params: Params, *, guard: bool = True
     ) -> Run:
         """``guard`` is left out by the benchmark that measures what it costs, and nowhere else."""
-        bind = _bind_split if params["form"] == "split" else _bind_fused
+        bind = _bind_split if params["form"] == "split" else _bind_in_one_launch
         return bind(device, params, guard)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
@@ -220,9 +238,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
     return into_new(write)
 
 
-def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
-    from autogemm.kernels.fused_product import fused_product
-    from autogemm.kernels.launch import registers_for_two
+def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.raster import is_gram, tile_count
     from autogemm.kernels.split_product import Tiling
 
@@ -236,7 +252,8 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
     chunk, slices = int(params["chunk"]), int(params["slices"])
     gain = _gain(device, bk, one_accumulator=terms == 2)
     side = max(bm, bn)
-    square = next((t for t in _FUSED_TILES if t[:3] == (side, side, bk)), None)
+    square = next((t for t in _TILES[str(params["form"])] if t[:3] == (side, side, bk)), None)
+    product = _product_in_one_launch(str(params["form"]))
 
     def gram_of(m: int, k: int) -> tuple[Tiling, int]:
         """Square tiles for a Gram matrix, of which half are computed, and slices to match."""
@@ -255,14 +272,31 @@ def _bind_fused(device: Device, params: Params, guard: bool) -> Run:
         cut, parts = tiling, slices
         if square is not None and is_gram(A, B):
             cut, parts = gram_of(*A.shape)
-        # Two programs share a multiprocessor: one converts while the other multiplies.
-        registers = registers_for_two(cut.warps) if cut.warps == 8 else None
-        fused_product(
+        product(
             alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=parts, tiling=cut,
-            gain=gain, guard=guard, registers=registers,
+            gain=gain, guard=guard,
         )  # fmt: skip
 
     return into_new(write)
+
+
+def _product_in_one_launch(form: str) -> Callable[..., None]:
+    if form == "overlapped":
+        from autogemm.kernels.overlapped_product import overlapped_product
+
+        return overlapped_product
+    from autogemm.kernels.fused_product import fused_product
+
+    return fused_product
+
+
+def _reasons_without_gluon(device: Device) -> list[str]:
+    if device.capability != (9, 0):
+        return ["form 'overlapped' is written for the warpgroups of compute capability 9.0"]
+    version = software_versions(device.type).get("triton", "none")
+    if not f"{version}.".startswith(f"{_GLUON}."):
+        return [f"form 'overlapped' is written in Gluon of Triton {_GLUON}; here is {version}"]
+    return []
 
 
 def _gain(device: Device, bk: int, *, one_accumulator: bool) -> float:
