@@ -154,6 +154,20 @@ def test_terms_and_scales_hold_operands_of_every_layout(a: str, b: str, terms: i
 
 
 @pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize(("a", "b"), [("row", "row"), ("col", "col"), ("row", "strided")])
+def test_large_operands_that_lie_differently_are_split_one_after_the_other(
+    a: str, b: str, terms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches: list[int] = []
+    launch = splitting.launch
+    monkeypatch.setattr(splitting, "_APART", 0)
+    monkeypatch.setattr(splitting, "launch", lambda *x, **y: (launches.append(1), launch(*x, **y)))
+    for side in sides(OPERANDS[a](assorted(36, 200)), OPERANDS[b](assorted(200, 28)), terms, 64):
+        assert_split(side, 64)
+    assert len(launches) == 2
+
+
+@pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("chunk", [64, 128, 256, 512, 1024, 2048])
 def test_terms_and_scales_hold_stretches_of_every_length(chunk: int, terms: int) -> None:
     A, B = assorted(13, chunk + 70), assorted(12, chunk + 70)
@@ -229,7 +243,7 @@ def product(
         split = splitting.split_both(A, B, terms=terms, chunk=chunk)
         from_split.split_product(1.0, A, B, 0.0, None, out, split, **options)
     else:
-        options |= {"slices": p["slices"], "registers": None}
+        options |= {"slices": p["slices"]}
         fused.fused_product(1.0, A, B, 0.0, None, out, **options)
 
 
@@ -481,6 +495,13 @@ def with_an_outlier() -> tuple[torch.Tensor, torch.Tensor]:
     return A, B
 
 
+def with_an_outlier_for_nothing() -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales that hold the outlier hold nothing else of its row, and it is multiplied by zeros."""
+    A, B = ordinary()
+    A[3, 70], B[70] = 2.0**30, 0
+    return A, B
+
+
 def with_zeros_opposite() -> tuple[torch.Tensor, torch.Tensor]:
     """All products with a row have a factor 0, although its elements are far apart."""
     A, B = ordinary()
@@ -525,7 +546,8 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ),
     ("fused", "the_total_just_suffices", None, lambda: uncertified(2.0**-10), (0, 0), False),
     ("fused", "a_sum_of_zeros_is_exact", None, with_zeros_opposite, (1, 0), False),
-    ("fused", "an_element_outgrows_fp16", None, with_an_outlier, (0, 1), True),
+    ("fused", "an_element_outgrows_fp16", None, with_an_outlier, (0, 0), False),
+    ("fused", "what_outgrows_fp16_meets_zeros", None, with_an_outlier_for_nothing, (1, 1), True),
     ("fused", "infinities_meet", 2, where_infinities_meet, (0, 1), True),
     ("fused", "infinities_meet", 1, where_infinities_meet, (0, 1), False),
 ]

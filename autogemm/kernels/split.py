@@ -23,6 +23,11 @@ from autogemm.kernels.launch import ceil_div, launch
 _ROWS = {64: (32, 32), 128: (16, 16), 256: (4, 16), 512: (2, 8), 1024: (2, 8), 2048: (2, 8)}
 """Stretches that one program splits, by chunk: where k is contiguous, and where it is not (8 of
 them are 32 bytes there, one access). From 512 on as measured best on an H200, 1024² to 8192²."""
+_TOGETHER = {64: 2048, 128: 2048, 256: 4096, 512: 8192, 1024: 8192, 2048: 16384}
+"""Elements of a program, 16 a thread, where one launch splits operands that lie differently."""
+_APART = 2**22
+"""Elements of both from which such operands are split by a launch each: what one kernel needs
+in registers would leave the other fewer programs at a time."""
 _FAR_ROW = 2**31 // 64
 _FAR_K = 2**31 // 2048
 """Offsets within a program's block fit 32 bits below these strides: it has no more rows, and no
@@ -122,20 +127,19 @@ def _split_block(
 def _split_kernel(
     a, b, terms, scales, m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, a_bias, b_bias,
     A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
-    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, A_ROWS: tl.constexpr, B_ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < blocks:
         _split_block(
             block, a, terms, scales, m, k, a_row, a_k, pitch, a_bias, A_ORDER, A_ALIGNED, TERMS,
-            A_ROWS, CHUNK,
+            R, CHUNK,
         )  # fmt: skip
     else:
         _split_block(
             block - blocks, b, terms + TERMS * m.to(tl.int64) * (pitch // 8 * 8),
             scales + tl.cdiv(k, CHUNK).to(tl.int64) * m, n, k, b_row, b_k, pitch, b_bias, B_ORDER,
-            B_ALIGNED, TERMS, B_ROWS, CHUNK,
+            B_ALIGNED, TERMS, R, CHUNK,
         )  # fmt: skip
 
 
@@ -163,27 +167,55 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
     scales = torch.empty(chunks * (m + n), dtype=torch.float32, device=A.device)
     (a_row, a_k), (b_k, b_row) = A.stride(), B.stride()
     orders = _order(a_row, a_k), _order(b_row, b_k)
-    a_rows, b_rows = (_ROWS[chunk][order != 1] for order in orders)
-    blocks = ceil_div(m, a_rows) * chunks
+    first, second = (A, a_row, a_k, SCALE_BIASES[0]), (B, b_row, b_k, SCALE_BIASES[1])
+    if orders[0] == orders[1] or (m + n) * k < _APART:
+        _launch(first, m, second, n, buffer, scales, k, orders, terms, chunk)
+    else:
+        _launch(first, m, first, 0, buffer, scales, k, orders[:1] * 2, terms, chunk)
+        _launch(
+            second, n, second, 0, buffer[terms * m :], scales[chunks * m :], k, orders[1:] * 2,
+            terms, chunk,
+        )  # fmt: skip
+    return Split(buffer, scales)
+
+
+def _launch(
+    first: tuple[torch.Tensor, int, int, int],
+    m: int,
+    second: tuple[torch.Tensor, int, int, int],
+    n: int,
+    buffer: torch.Tensor,
+    scales: torch.Tensor,
+    k: int,
+    orders: tuple[int, ...],
+    terms: int,
+    chunk: int,
+) -> None:
+    """Split m rows of one operand and n of another: matrix, its row's and k's stride, bias."""
+    (a, a_row, a_k, a_bias), (b, b_row, b_k, b_bias) = first, second
+    if orders[0] == orders[1]:
+        rows, warps = _ROWS[chunk][orders[0] != 1], 8 if chunk == 2048 else 4
+    else:
+        rows, warps = _TOGETHER[chunk] // chunk, _TOGETHER[chunk] // 512
+    chunks = ceil_div(k, chunk)
+    blocks = ceil_div(m, rows) * chunks
     launch(
         _split_kernel,
-        blocks + ceil_div(n, b_rows) * chunks,
-        (A, B, buffer, scales),
-        (m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, *SCALE_BIASES),
+        blocks + ceil_div(n, rows) * chunks,
+        (a, b, buffer, scales),
+        (m, a_row, a_k, n, b_row, b_k, k, buffer.stride(0), blocks, a_bias, b_bias),
         (),
         {
             "A_ORDER": orders[0],
             "B_ORDER": orders[1],
-            "A_ALIGNED": orders[0] > 0 and _aligned(A, a_row, a_k, m, k),
-            "B_ALIGNED": orders[1] > 0 and _aligned(B, b_row, b_k, n, k),
+            "A_ALIGNED": orders[0] > 0 and _aligned(a, a_row, a_k, m, k),
+            "B_ALIGNED": orders[1] > 0 and _aligned(b, b_row, b_k, n, k),
             "TERMS": terms,
-            "A_ROWS": a_rows,
-            "B_ROWS": b_rows,
+            "R": rows,
             "CHUNK": chunk,
         },
-        num_warps=8 if chunk == 2048 else 4,
+        num_warps=warps,
     )
-    return Split(buffer, scales)
 
 
 def _order(row: int, k: int) -> int:
