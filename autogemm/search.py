@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -47,6 +48,8 @@ SEEDS_EACH = 2
 """What one of them brings, or more if more of the pool were chosen there."""
 SCREEN_RATIO = 1.3
 """A candidate this much slower than one at least as accurate is timed no further."""
+AHEAD = 4 * (os.cpu_count() or 1)
+"""Candidates that are compiled between two looks at the clock: a few seconds' worth."""
 
 _BASELINES = ("addmm", "baddbmm")
 
@@ -100,7 +103,8 @@ class Search:
     ) -> list[Measured] | None:
         """Measure what is not measured yet and return all; None where time ran out first."""
         rows = self._recorded()
-        self._prepare(bench, [candidate for candidate in self._bounds if candidate not in rows])
+        missing = [candidate for candidate in self._bounds if candidate not in rows]
+        self._prepare(bench, missing, over)
         for part in self._parts():
             while (candidate := part.next(rows)) is not None:
                 if over():
@@ -109,10 +113,15 @@ class Search:
                 tell(rows[candidate])
         return [rows[candidate] for candidate in self._bounds if candidate in rows]
 
-    def _prepare(self, bench: Bench, candidates: Sequence[Candidate]) -> None:
+    def _prepare(
+        self, bench: Bench, candidates: Sequence[Candidate], over: Callable[[], bool]
+    ) -> None:
         if not self._study.user_attrs.get("preparing"):  # or a process died of it: not again
             self._study.set_user_attr("preparing", True)
-            bench.prepare(candidates)
+            for first in range(0, len(candidates), AHEAD):
+                if over():
+                    break
+                bench.prepare(candidates[first : first + AHEAD])
             self._study.set_user_attr("preparing", False)
 
     # -------------------------------------------------------------------------- what is next

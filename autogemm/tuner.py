@@ -12,6 +12,7 @@ import hashlib
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -34,10 +35,10 @@ from autogemm.database import (
     table_path,
 )
 from autogemm.device import Device, clocks, software_versions
-from autogemm.errors import DatabaseError
+from autogemm.errors import DatabaseError, PluginWarning
 from autogemm.finals import Bench, finals
 from autogemm.journal import open_storage
-from autogemm.precision import LEVELS, Tolerance
+from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import Problem
 from autogemm.search import Search, chosen_in
 from autogemm.strategies import STRATEGIES, Candidate, origin_of
@@ -252,14 +253,32 @@ class _Run:
 
 
 def candidates_for(problem: Problem, device: Device, levels: Sequence[str]) -> list[Candidate]:
-    """Every legal candidate whose declared bound serves at least one of the levels."""
-    found = []
+    """Every legal candidate whose declared bound serves at least one of the levels.
+
+    A plug-in that raises has none for this problem; a ``PluginWarning`` says so.
+    """
+    found: list[Candidate] = []
     for strategy in STRATEGIES:
-        for candidate in strategy.candidates(problem, device):
-            bound = strategy.bound(problem, candidate.kwargs)
-            if any(Tolerance(level).admits(bound, problem.dtype, problem.k) for level in levels):
-                found.append(candidate)
+        try:
+            found += [
+                candidate
+                for candidate in strategy.candidates(problem, device)
+                if _serves(strategy.bound(problem, candidate.kwargs), problem, levels)
+            ]
+        except Exception as error:
+            if not (origin := origin_of(strategy.name)):
+                raise
+            warnings.warn(
+                f"the strategy {strategy.name!r} of {origin} is passed over for {problem}: "
+                f"{type(error).__name__}: {error}",
+                PluginWarning,
+                stacklevel=2,
+            )
     return found
+
+
+def _serves(bound: ErrorBound, problem: Problem, levels: Sequence[str]) -> bool:
+    return any(Tolerance(level).admits(bound, problem.dtype, problem.k) for level in levels)
 
 
 def space_digest(problem: Problem, device: Device) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import active_children
@@ -23,6 +23,7 @@ from autogemm.grading import (
     grade,
     grade_side_by_side,
     grader,
+    known_faults,
     side_by_side,
 )
 from autogemm.grading.grader import Score, _sampled
@@ -217,6 +218,65 @@ def test_what_torch_does_wrong_itself_is_reported_apart(monkeypatch: pytest.Monk
     assert grades.breaches == []
     assert grades.known
     assert "torch forgets a column: " in as_text(grades)
+
+
+Update = Callable[..., torch.Tensor]
+
+
+def scaling_an_operand_first(operand: int, shape: tuple[int, int, int], update: Update) -> Update:
+    """``torch.addmm`` with a kernel for one size that multiplies an operand by α before it sums."""
+
+    def addmm(C: torch.Tensor, *operands: torch.Tensor, alpha: float) -> torch.Tensor:
+        A, B = operands
+        if (*A.shape, B.shape[1]) != (shape[0], shape[2], shape[1]):
+            return C + alpha * (A @ B)
+        return update(C, *(alpha * x if i == operand else x for i, x in enumerate(operands)))
+
+    return addmm
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    known_faults.torch_scales_an_operand_first.cache_clear()
+    yield
+    known_faults.torch_scales_an_operand_first.cache_clear()
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("operand", [0, 1])
+@pytest.mark.parametrize("shape", [(5, 7, 33), (5, 8, 34), (24, 40, 520), (1, 48, 1000)])
+def test_alpha_is_seen_to_meet_an_operand_first_in_one_kernel_of_many(
+    shape: tuple[int, int, int], operand: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = scaling_an_operand_first(operand, shape, torch.addmm)
+    monkeypatch.setattr(torch, "addmm", fault)
+    for name, alpha in (
+        ("smallest_number_everywhere_in_A", -0.5), ("largest_by_smallest_normal", 1.5),
+    ):  # fmt: skip
+        assert known_faults.known_fault("addmm", torch.float64, "cpu", name, alpha)
+        assert known_faults.known_fault("addmm", torch.float64, "cpu", name, 1.0) is None
+
+
+@pytest.mark.usefixtures("anew")
+def test_nothing_is_excused_where_torch_applies_alpha_to_the_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "addmm", scaling_an_operand_first(0, (0, 0, 0), torch.addmm))
+    name = "smallest_number_everywhere_in_A"
+    assert known_faults.known_fault("addmm", torch.float64, "cpu", name, 0.5) is None
+
+
+def test_a_strategy_that_applies_alpha_itself_is_not_excused_for_torchs_addmm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(known_faults, "torch_scales_an_operand_first", lambda *kind: True)
+    name = "largest_by_smallest_normal"
+    for place in ("cpu", "cuda"):
+        for strategy in ("matmul_axpby", "ksplit", "triton_gemm", "emulated_fp32"):
+            fault = known_faults.known_fault(strategy, torch.float64, place, name, 1.5)
+            assert fault is None
+    for strategy in ("addmm", "padded", "cublaslt"):
+        assert known_faults.known_fault(strategy, torch.float64, "cuda", name, 1.5)
 
 
 def test_a_batch_is_judged_matrix_by_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

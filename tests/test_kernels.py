@@ -30,7 +30,7 @@ from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth, Truths, truth_of
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem, problem_of, result_shape
-from autogemm.strategies import BY_NAME, STRATEGIES, Candidate
+from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, addmm
 
 ON_GPU = torch.cuda.is_available()
 PLACE = torch.device("cuda" if ON_GPU else "cpu")
@@ -750,6 +750,32 @@ def test_every_form_of_the_call_comes_out_right(
         truth = Truth(alpha, A.cpu(), B.cpu(), beta, None if C is None else C.cpu())
         ran += serve(candidate, alpha, LAYOUTS[a](A), LAYOUTS[b](B), beta, C, out, truth)
     assert ran > 8
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES, ids=str)
+@pytest.mark.parametrize("candidate", [Candidate.of("addmm", reduction="full"), PADDED[0]], ids=str)
+def test_torch_is_handed_no_result_of_one_row_with_a_stride_below_its_length(
+    candidate: Candidate, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At β = 1 torch 2.11 hands the stride to cuBLASLt, which refuses it."""
+    torchs_own, strides = addmm._run, []
+
+    def run(alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any) -> torch.Tensor:
+        assert C is None or out is None or C is out or C.data_ptr() != out.data_ptr()
+        if out is not None and len(out) == 1 and out.stride(1) == 1:
+            strides.append(out.stride(0))
+        return torchs_own(alpha, A, B, beta, C, out)
+
+    monkeypatch.setattr(addmm, "_run", run)
+    for n in (5, 16):  # padded, and left where it is
+        A, B, C = (normal(*shape, dtype=dtype) for shape in ((1, 48), (48, n), (1, n)))
+        A = LAYOUTS["block"](A)
+        odd = C.as_strided((1, n), (1, 1))
+        truth = Truth(1.5, A.cpu(), B.cpu(), 1.0, C.cpu())
+        for addend, out in ((C, "col"), (C, "row"), (odd, "new"), (odd, "col"), (odd, "C")):
+            assert serve(candidate, 1.5, A, B, 1.0, addend, out, truth)
+    assert strides
+    assert min(strides) >= 5, "a stride that says nothing"
 
 
 BATCHED = [

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -23,13 +24,13 @@ from invented import AXPBY, BF16, CPU, FULL, GPU, TF32, choice, entry, row
 from autogemm import finals, search, strategies, tuner
 from autogemm.accuracy import error_norm, sample_references, worst_ratio
 from autogemm.database import Choice, Entry, Measured, read_table, table_path
-from autogemm.device import device_of
-from autogemm.errors import DatabaseError, DatabaseWarning
+from autogemm.device import Device, device_of
+from autogemm.errors import DatabaseError, DatabaseWarning, PluginWarning
 from autogemm.finals import choose
 from autogemm.journal import open_storage
 from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio, without_directories
 from autogemm.operands import make_operands, normal
-from autogemm.precision import ErrorBound
+from autogemm.precision import ErrorBound, growth
 from autogemm.problem import LAYOUTS, UPDATES, Problem, Update, _layout, contiguous_problem
 from autogemm.search import STARTS, TRIALS, Search, chosen_in, seeds_for
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, ParamValue, Run, Strategy
@@ -998,6 +999,79 @@ def test_an_inaccurate_candidate_of_a_search_is_never_chosen(tmp_path: Path) -> 
     for candidate in chosen_in(entry):
         assert candidate.kwargs["form"] == "fused"
     assert "inaccurate" in statuses(entry).values()
+
+
+class Compiling(Recording):
+    """Counts what is compiled ahead; its clock moves by a second for every ``prepare``."""
+
+    def __init__(self) -> None:
+        super().__init__({FULL: 100.0})
+        self.compiled: list[Candidate] = []
+        self.seconds = 0
+
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        self.compiled += candidates
+        self.seconds += 1
+
+
+@pytest.mark.usefixtures("many")
+def test_compiling_ahead_ends_with_the_budget_and_goes_on_in_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "AHEAD", 5)
+    everything = candidates_for(CUBE, GPU, LEVELS)
+    bench = Compiling()
+    outcome, _ = run(tmp_path, bench, stop=lambda: bench.seconds >= 2)
+    assert len(bench.compiled) == 10 < len(everything)
+    assert (outcome.unfinished, bench.judged) == (1, [])
+    bench = Compiling()
+    outcome, _ = run(tmp_path, bench)
+    assert bench.compiled == everything
+    assert outcome.unfinished == 0
+
+
+class Raising(Strategy):
+    """A plug-in with a mistake in what it says of a problem."""
+
+    name = "raising"
+    dtypes = frozenset({torch.float32})
+    place = ""
+
+    def _answer(self, place: str, answer: Any) -> Any:
+        if self.place == place:
+            raise ZeroDivisionError("no tiles")
+        return answer
+
+    def space(self, problem: Problem, device: Device) -> Any:
+        return (self._answer("space", params) for params in [{}])
+
+    def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        return self._answer("reasons_not", [])
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        return self._answer("bound", ErrorBound(4.0, growth(problem.dtype, problem.k)))
+
+    def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("place", ["space", "reasons_not", "bound"])
+def test_a_plug_in_that_raises_is_reported_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(tuner, "STRATEGIES", (*FEW, Raising()))
+    monkeypatch.setitem(BY_NAME, "raising", Raising())
+    raising = Candidate.of("raising")
+    assert raising in candidates_for(CUBE, GPU, LEVELS)
+    monkeypatch.setattr(Raising, "place", place)
+    with pytest.raises(ZeroDivisionError):  # a mistake of our own
+        candidates_for(CUBE, GPU, LEVELS)
+    monkeypatch.setattr(tuner, "origin_of", lambda name: "raising 1.0" * (name == "raising"))
+    words = r"'raising' of raising 1\.0 is passed over for .*: ZeroDivisionError: no tiles"
+    with pytest.warns(PluginWarning, match=words):
+        outcome, bench = run(tmp_path, {AXPBY: 90.0})
+    assert chosen(only(outcome)) == AXPBY
+    assert raising not in bench.judged
 
 
 @pytest.mark.usefixtures("many")

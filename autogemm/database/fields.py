@@ -6,7 +6,7 @@ import datetime
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from autogemm.strategies.base import ParamValue
 
@@ -70,9 +70,9 @@ def mapping(value: object, required: tuple[str, ...], optional: tuple[str, ...] 
     for key in required:
         if key not in value:
             raise unexpected("a value", MISSING, key)
-    for key in value:
-        if key not in legal:
-            raise Invalid(f"unknown key; expected {', '.join(legal)}", key)
+    if not value.keys() <= set(legal):
+        key = next(key for key in value if key not in legal)
+        raise Invalid(f"unknown key; expected {', '.join(legal)}", key)
     return value
 
 
@@ -87,6 +87,18 @@ def nested(fields: Fields, key: str, read: Callable[[object], T]) -> T:
 def optional(fields: Fields, key: str, read: Callable[[object], T], default: D) -> T | D:
     """``nested(fields, key, read)``, or the default where the key is left out."""
     return nested(fields, key, read) if key in fields else default
+
+
+def those_given(fields: Fields, readers: Mapping[str, Callable[[object], Any]]) -> dict[str, Any]:
+    """What those of the fields spell that have a reader, complaints prefixed by the key."""
+    read = {}
+    for key, value in fields.items():
+        if key in readers:
+            try:
+                read[key] = readers[key](value)
+            except Invalid as error:
+                raise error.under(key) from None
+    return read
 
 
 def each(value: object, read: Callable[[object], T]) -> list[T]:
@@ -125,22 +137,16 @@ def integer(minimum: int) -> Callable[[object], int]:
 
 def positive(value: object) -> float:
     """A finite number above 0."""
-    if 0 < (number := _number(value)) < math.inf:
-        return number
+    if isinstance(value, (int, float)) and 0 < value < math.inf and type(value) is not bool:
+        return float(value)
     raise unexpected("a positive number", value)
 
 
 def not_negative(value: object) -> float:
     """A finite number of at least 0."""
-    if 0 <= (number := _number(value)) < math.inf:
-        return number
-    raise unexpected("a number of at least 0", value)
-
-
-def _number(value: object) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and 0 <= value < math.inf and type(value) is not bool:
         return float(value)
-    return math.nan
+    raise unexpected("a number of at least 0", value)
 
 
 def parameter(value: object) -> ParamValue:

@@ -63,7 +63,10 @@ class Evidence:
         for source in self._sources:
             for key, entry in source.table.entries.items():
                 self._exact.setdefault(key, (entry, source))
-        self._model = Model(
+
+    @functools.cached_property
+    def _model(self) -> Model:
+        return Model(
             (entry, self._margin_of(entry, source)) for entry, source in self._exact.values()
         )
 

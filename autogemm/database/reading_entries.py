@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import cast
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
 
 from autogemm.database.entries import MODES, STATUSES, Choice, Entry, Measured
 from autogemm.database.fields import (
+    MISSING,
     Fields,
     Invalid,
     date,
@@ -22,6 +23,7 @@ from autogemm.database.fields import (
     parameter,
     positive,
     text,
+    those_given,
     unexpected,
 )
 from autogemm.precision import LEVELS
@@ -29,7 +31,18 @@ from autogemm.problem import DTYPES, LAYOUTS, UPDATES, Problem, Update
 from autogemm.strategies.base import Candidate
 
 _EXTENT, _DTYPE, _LAYOUT, _UPDATE = integer(1), one_of(DTYPES), one_of(LAYOUTS), one_of(UPDATES)
-_STATUS, _COUNT = one_of(STATUSES), integer(0)
+_COUNT = integer(0)
+_FACTS: Mapping[str, Callable[[object], Any]] = {
+    "status": one_of(STATUSES),
+    "graph_us": positive,
+    "eager_us": positive,
+    "error": not_negative,
+    "error_norm": not_negative,
+    "workspace_bytes": _COUNT,
+    "note": text,
+}
+"""What a measured row may say of its candidate; named as in ``Measured``."""
+_ROW = ("with", *_FACTS)
 
 
 class EntryReader:
@@ -44,6 +57,7 @@ class EntryReader:
         self.device_type = device_type
         self.environments = environments
         self.known = known_strategies
+        self._candidates: dict[tuple[str, int], tuple[object, Candidate]] = {}
 
     def __call__(self, value: object) -> Entry:
         """The entry that ``value`` spells; raises ``Invalid`` with the path to what is wrong."""
@@ -91,7 +105,7 @@ class EntryReader:
             ("strategy", "us", "baseline_us", "ratio", "low", "high", "rounds"),
             ("with", "runner_up"),
         )
-        candidate = _candidate(fields)
+        candidate = self._candidate(fields)
         if not self._knows(candidate):
             raise Invalid(
                 f"unknown strategy {found(candidate.strategy)}; "
@@ -118,47 +132,30 @@ class EntryReader:
 
     def _runner_up(self, value: object) -> tuple[Candidate | None, float | None]:
         fields = mapping(value, ("strategy",), ("with", "ratio"))
-        candidate = _candidate(fields)
+        candidate = self._candidate(fields)
         ratio = optional(fields, "ratio", positive, None)
         return (candidate, ratio) if self._knows(candidate) else (None, None)
 
     def _measured(self, fields: Fields) -> tuple[Measured, ...]:
         if "measured" not in fields:
             return ()
-        rows = nested(fields, "measured", lambda items: each(items, _measured_row))
+        rows = nested(fields, "measured", lambda items: each(items, self._row))
         return tuple(row for row in rows if self._knows(row.candidate))
+
+    def _row(self, value: object) -> Measured:
+        fields = mapping(value, ("strategy",), _ROW)
+        facts = {"status": "ok", **those_given(fields, _FACTS)}
+        return Measured(candidate=self._candidate(fields), **facts)
+
+    def _candidate(self, fields: Fields) -> Candidate:
+        # The same few parameters stand in many rows, where ``parse`` makes one object of them. Kept
+        # here it lives, so that its identity stays its own.
+        params = fields.get("with", MISSING)
+        key = nested(fields, "strategy", text), id(params)
+        if key not in self._candidates:
+            read = optional(fields, "with", lambda value: each_value(value, parameter), {})
+            self._candidates[key] = params, Candidate.of(key[0], **read)
+        return self._candidates[key][1]
 
     def _knows(self, candidate: Candidate) -> bool:
         return self.known is None or candidate.strategy in self.known
-
-
-def _measured_row(value: object) -> Measured:
-    fields = mapping(
-        value,
-        ("strategy",),
-        (
-            "with",
-            "status",
-            "graph_us",
-            "eager_us",
-            "error",
-            "error_norm",
-            "workspace_bytes",
-            "note",
-        ),
-    )
-    return Measured(
-        candidate=_candidate(fields),
-        status=optional(fields, "status", _STATUS, "ok"),
-        graph_us=optional(fields, "graph_us", positive, None),
-        eager_us=optional(fields, "eager_us", positive, None),
-        error=optional(fields, "error", not_negative, None),
-        error_norm=optional(fields, "error_norm", not_negative, None),
-        workspace_bytes=optional(fields, "workspace_bytes", _COUNT, 0),
-        note=optional(fields, "note", text, ""),
-    )
-
-
-def _candidate(fields: Fields) -> Candidate:
-    params = optional(fields, "with", lambda value: each_value(value, parameter), {})
-    return Candidate.of(nested(fields, "strategy", text), **params)

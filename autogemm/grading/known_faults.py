@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
+
+from autogemm.grading.trials import EXTENTS
+from autogemm.strategies.guarded import aligned_extent
 
 FLUSHES = "oneDNN's bfloat16 products take subnormal operands for 0 on this CPU"
 SCALES_FIRST = "torch.addmm scales an operand by alpha before the product on this device"
 
-_BUILT_ON_TORCHS_PRODUCT = ("addmm", "baddbmm", "loop", "ksplit", "half")
+_TORCHS_UPDATE = ("addmm", "baddbmm", "loop", "half")
+"""Strategies that hand their operands and α to ``torch.addmm``; others apply α themselves."""
 _CUBLAS = ("padded", "cublaslt")
 """Others that hand α to cuBLAS."""
 
@@ -24,9 +29,9 @@ def known_fault(
     at_the_ends = "largest_" in name or "smallest_number" in name
     if device_type == "cuda":
         # Of cuBLAS's kernels those for aligned float64 products do so, on an H200.
-        inherits = dtype is torch.float64 and strategy in (*_BUILT_ON_TORCHS_PRODUCT, *_CUBLAS)
+        inherits = dtype is torch.float64 and strategy in (*_TORCHS_UPDATE, *_CUBLAS)
     else:
-        inherits = strategy in _BUILT_ON_TORCHS_PRODUCT
+        inherits = strategy in _TORCHS_UPDATE
     if not inherits:
         return None
     if dtype is torch.bfloat16:
@@ -60,16 +65,32 @@ def torch_flushes_bfloat16_subnormals() -> bool:
 def torch_scales_an_operand_first(
     dtype: torch.dtype = torch.float32, device_type: str = "cpu"
 ) -> bool:
-    """Whether α meets an operand first: half the smallest number is 0, half a product is not."""
-    if dtype is not torch.float64:
-        dtype = torch.float32
-    least = 2.0**-1074 if dtype is torch.float64 else 2.0**-149
+    """Whether α meets an operand before the product, in any size that hostile operands come in.
 
-    def full(value: float) -> torch.Tensor:
-        return torch.full((64, 64), value, dtype=dtype, device=device_type)
-
-    smallest, large, zero = full(least), full(2.0**100), full(0.0)
+    Libraries choose kernels by size and alignment: in float64 cuBLAS was seen to do so at 5x8x34
+    where a product of 64x64x64 showed nothing of it (H200, cuBLAS 13.1).
+    """
+    graded = {shape for extent in EXTENTS.values() for shape in extent.shapes}
+    aligned = {
+        (m, aligned_extent(n, dtype.itemsize), aligned_extent(k, dtype.itemsize))
+        for m, n, k in graded
+    }
     return any(
-        bool((torch.addmm(zero, *operands, alpha=0.5) == 0).any())
-        for operands in ((smallest, large), (large, smallest))
+        _scales_first(shape, dtype, device_type) for shape in graded | aligned | {(64, 64, 64)}
     )
+
+
+def _scales_first(shape: tuple[int, int, int], dtype: torch.dtype, device_type: str) -> bool:
+    """Half the smallest number is 0 and 1.5 times the largest is inf, their products are not."""
+    m, n, k = shape
+    facts = torch.finfo(dtype)
+    smallest, large = facts.smallest_normal * facts.eps, 2.0**-6 / facts.smallest_normal
+    ends = ((0.5, smallest, large), (1.5, facts.max, facts.smallest_normal))
+    zero = torch.zeros(m, n, dtype=dtype, device=device_type)
+    for (alpha, *values), turned in itertools.product(ends, (False, True)):
+        a, b = reversed(values) if turned else values
+        A, B = zero.new_full((m, k), a), zero.new_full((k, n), b)
+        result = torch.addmm(zero, A, B, alpha=alpha)
+        if not (result.isfinite() & (result != 0)).all():
+            return True
+    return False

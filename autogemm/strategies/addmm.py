@@ -187,8 +187,8 @@ def _one_row(otherwise: Run) -> Run:
 
 
 def _restrided(run: Run) -> Run:
-    """``run`` for a result of one row: the stride over it says nothing, but torch 2.11 hands it
-    to cuBLASLt, which refuses one below n.
+    """``run`` for a result of one row: the stride over it says nothing, but where β = 1 torch 2.11
+    hands it to cuBLASLt, which refuses one below n.
     """
 
     def run_restrided(

@@ -8,6 +8,7 @@ alone does not help: the extents themselves must be padded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ from autogemm import precision
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
-from autogemm.strategies.addmm import full_accuracy_switch, kept_wide
+from autogemm.strategies.addmm import Addmm
 from autogemm.strategies.base import Params, ParamValue, Run, Strategy, one_of
 from autogemm.strategies.combine import combine
 from autogemm.strategies.guarded import aligned_extent
@@ -72,8 +73,13 @@ class Padded(Strategy):
         b_needs = problem.b not in ("row", "col") or (k_padded, n_padded) != (k, n)
         result_needs = problem.out != "row" or (m_padded, n_padded) != (m, n)
         fused = params["form"] == "fused"
-        switch = full_accuracy_switch(problem)
         product = wide_product(problem, device)
+        # A staged C lies in the result, where no row of it can be a bias that is read meanwhile.
+        padded = replace(
+            problem, m=m_padded, n=n_padded, k=k_padded,
+            update="inplace" if result_needs else problem.update,
+        )  # fmt: skip
+        through = Addmm().bind(padded, device, {"reduction": "full"})
 
         def run(
             alpha: complex | float,
@@ -92,20 +98,12 @@ class Padded(Strategy):
                 P = product(a, b, None)[:m, :n]
                 return combine(alpha, P, beta, C, out, dtype, fused=True)
             if not result_needs:
-                result = torch.empty(m, n, dtype=dtype, device=A.device) if out is None else out
-            elif C is None:
+                return through(alpha, a, b, beta, C, out)
+            if C is None:
                 result = torch.empty(m_padded, n_padded, dtype=dtype, device=A.device)
             else:
-                result = stage(C, rows=m_padded, cols=n_padded, dtype=dtype)
-            first = C if C is not None and not result_needs else result
-            scale = 0 if C is None else kept_wide(beta) if problem.is_half else beta
-            if switch is None:
-                torch.addmm(first, a, b, beta=scale, alpha=alpha, out=result)
-            else:
-                with switch:
-                    torch.addmm(first, a, b, beta=scale, alpha=alpha, out=result)
-            if not result_needs:
-                return result
+                C = result = stage(C, rows=m_padded, cols=n_padded, dtype=dtype)
+            through(alpha, a, b, beta, C, result)
             if out is None:
                 out = torch.empty(m, n, dtype=dtype, device=A.device)
             stage_back(result[:m, :n], out)

@@ -193,3 +193,12 @@ def test_any_strategy_is_taken_where_none_are_given_as_known():
 
 def test_a_merge_key_is_a_key_like_any_other():
     assert "<<" in problems_with("space:", "<<: {}\n  space:")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "path"), [("with: null, ", ".with"), ("with: {a: [1]}, ", ".with.a")]
+)
+def test_a_strategy_seen_before_does_not_vouch_for_other_parameters(given, path):
+    added = "  - {strategy: tf32, status: failed}\n  - {strategy: tf32, " + given + "error: 1}\n"
+    [problem] = problems_with("...\n", added + "...\n")
+    assert problem.startswith(f"t.yaml: entries[1].measured[5]{path}: expected a")
