@@ -151,10 +151,9 @@ def _fused_kernel(
         finite = tl.abs(total) < float("inf")
         wrong = tl.max(tl.max((inside & (finite == 0)).to(tl.int32), 1), 0)
         attempts += 1
-    if GUARD:
-        if doubtful > 0:  # noqa: SIM102 - together they would not be decided when compiled
-            light = inside & (tl.abs(total) < _CERTIFIED)
-            doubtful = tl.max(tl.max(light.to(tl.int32), 1), 0)
+    if doubtful > 0:
+        light = inside & (tl.abs(total) < _CERTIFIED)
+        doubtful = tl.max(tl.max(light.to(tl.int32), 1), 0)
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = _inverse(a_down)
     b_up = _inverse(b_down)

@@ -44,49 +44,24 @@ _SPLIT_TILES = {
     "fp16x3": ((128, 128, 64, 8, 3), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (64, 64, 64, 4, 3)),
     "fp16": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3)),
 }
-_FUSED_TILES = (
-    (128, 128, 32, 8, 3),
-    (128, 64, 32, 4, 3),
-    (64, 128, 32, 4, 3),
-    (64, 64, 32, 4, 4),
-    (64, 64, 64, 4, 2),
-    (128, 32, 64, 4, 3),
-    (32, 128, 64, 4, 3),
-    (128, 16, 64, 4, 3),
-    (16, 128, 64, 4, 3),
-    (64, 16, 64, 4, 3),
-    (16, 64, 64, 4, 3),
-)
-"""(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
-_OVERLAPPED_TILES = ((128, 128, 32, 8, 3),)
-"""It gains where slices are long (H200): with the other tiles of ``fused`` it was no faster."""
-_TILES = {
-    "fp16x3": ((128, 128, 64, 8, 3), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (64, 64, 64, 4, 3)),
-    "fp16": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3)),
+_TILES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
+    "fused": (
+        (128, 128, 32, 8, 3),
+        (128, 64, 32, 4, 3),
+        (64, 128, 32, 4, 3),
+        (64, 64, 32, 4, 4),
+        (64, 64, 64, 4, 2),
+        (128, 32, 64, 4, 3),
+        (32, 128, 64, 4, 3),
+        (128, 16, 64, 4, 3),
+        (16, 128, 64, 4, 3),
+        (64, 16, 64, 4, 3),
+        (16, 64, 64, 4, 3),
+    ),
+    # It gains where slices are long (H200); with the other tiles it was no faster.
+    "overlapped": ((128, 128, 32, 8, 3),),
 }
-_FUSED_TILES = (
-    (128, 128, 32, 8, 3),
-    (128, 64, 32, 4, 3),
-    (64, 128, 32, 4, 3),
-    (64, 64, 32, 4, 4),
-    (64, 64, 64, 4, 2),
-    (128, 32, 64, 4, 3),
-    (32, 128, 64, 4, 3),
-    (128, 16, 64, 4, 3),
-    (16, 128, 64, 4, 3),
-    (64, 16, 64, 4, 3),
-    (16, 64, 64, 4, 3),
-)
 """(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
-_OVERLAPPED_TILES = (
-    (128, 128, 32, 8, 3),
-    (128, 64, 64, 8, 3),
-    (64, 128, 64, 8, 3),
-    (64, 64, 64, 4, 3),
-    (64, 16, 64, 4, 3),
-    (16, 64, 64, 4, 3),
-)
-_TILES = {"fused": _FUSED_TILES, "overlapped": _OVERLAPPED_TILES}
 _GLUON = "3.6"
 """Gluon is an experimental part of Triton: what is written in it runs in the version it knows."""
 
@@ -187,11 +162,12 @@ class EmulatedFP32(Strategy):
         params = candidate.kwargs
         if params["form"] == "split":
             return candidate
-        tiles = _TILES[str(params["form"])]
         snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
-        tile = next((t for t in tiles if t[:2] == snug), None)
-        if tile is not None and snug != tile_of(params):
-            params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
+        if snug != tile_of(params):
+            tile = next((t for t in _TILES["fused"] if t[:2] == snug), None)
+            if tile is not None:
+                params["form"] = "fused"
+                params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
         params["slices"] = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
         return Candidate.of(self.name, **params)
 
