@@ -55,50 +55,80 @@ def store_tile(
     total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result."""
-    if BN > _AT_ONCE:  # half after half: a tile of C and its addresses take many registers
-        halves = tl.permute(tl.reshape(total, (BM, 2, BN // 2)), (0, 2, 1))
-        left, right = tl.split(halves)
-        store_tile(
-            left, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-            BM, BN // 2,
-        )  # fmt: skip
-        store_tile(
-            right, c, out, i0, j0 + BN // 2, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-            HAS_C, ROWS, BM, BN // 2,
-        )  # fmt: skip
-    else:
-        _store_part(
-            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-            BM, BN,
-        )  # fmt: skip
+    """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result.
+
+    All of C is asked for before anything is stored: one wait for memory instead of many.
+    """
+    source = _read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN)
+    _store_parts(
+        total, source, out, i0, j0, m, n, out_row, out_col, alpha, beta, HAS_C, ROWS, BM, BN
+    )
 
 
 @triton.jit
-def _store_part(
-    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def _read_parts(
+    c, i0, j0, m, n, c_row, c_col, HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
+    """C's tile as a tree of pairs, its leaves of _AT_ONCE columns at most."""
+    if not HAS_C:
+        parts = 0.0
+    elif BN > _AT_ONCE:
+        left = _read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
+        right = _read_parts(c, i0, j0 + BN // 2, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
+        parts = left, right
+    else:
+        at, inside = _place(c, i0, j0, m, n, c_row, c_col, ROWS, BM, BN)
+        parts = tl.load(at, mask=inside, other=0.0)
+    return parts
+
+
+@triton.jit
+def _store_parts(
+    total, source, out, i0, j0, m, n, out_row, out_col, alpha, beta, HAS_C: tl.constexpr,
+    ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    if BN > _AT_ONCE:  # half after half: a tile's addresses take many registers
+        halves = tl.permute(tl.reshape(total, (BM, 2, BN // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        if HAS_C:
+            source_left = source[0]
+            source_right = source[1]
+        else:
+            source_left = source
+            source_right = source
+        _store_parts(
+            left, source_left, out, i0, j0, m, n, out_row, out_col, alpha, beta, HAS_C, ROWS, BM,
+            BN // 2,
+        )  # fmt: skip
+        _store_parts(
+            right, source_right, out, i0, j0 + BN // 2, m, n, out_row, out_col, alpha, beta, HAS_C,
+            ROWS, BM, BN // 2,
+        )  # fmt: skip
+    else:
+        total *= alpha
+        if HAS_C:
+            total += beta * source
+        at, inside = _place(out, i0, j0, m, n, out_row, out_col, ROWS, BM, BN)
+        tl.store(at, total, mask=inside)
+
+
+@triton.jit
+def _place(
+    x, i0, j0, m, n, row, col, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """Where a part of a tile lies in the matrix x, and which of its elements there are."""
     r = tl.arange(0, BM)[:, None]
     q = tl.arange(0, BN)[None, :]
     if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
         n = n // 4 * 4
-        c_row = c_row // 4 * 4
-        out_row = out_row // 4 * 4
+        row = row // 4 * 4
     inside = (r < m - i0) & (q < n - j0)
-    total *= alpha
     if ROWS > 0:
-        if HAS_C:
-            c += i0.to(tl.int64) * c_row + j0
-            total += beta * tl.load(c + (r * c_row + q), mask=inside, other=0.0)
-        out += i0.to(tl.int64) * out_row + j0
-        tl.store(out + (r * out_row + q), total, mask=inside)
+        at = x + (i0.to(tl.int64) * row + j0) + (r * row + q)
     else:
-        r64 = (i0 + r).to(tl.int64)
-        q64 = (j0 + q).to(tl.int64)
-        if HAS_C:
-            total += beta * tl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
-        tl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)
+        at = x + ((i0 + r).to(tl.int64) * row + (j0 + q).to(tl.int64) * col)
+    return at, inside
 
 
 @triton.jit
