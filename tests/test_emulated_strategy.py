@@ -346,6 +346,12 @@ def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
     assert STRATEGY.workspace_bytes(where, {**FUSED, "slices": 3}) == 3 * 1000 * 500 * 4
 
 
+@pytest.mark.parametrize(("k", "slices"), [(100_000, 12), (128 * 7, 7), (128, 3)])
+def test_the_workspace_has_room_for_the_slices_of_a_gram_matrix(k: int, slices: int) -> None:
+    params = {**FUSED, "bk": 32, "slices": 3}
+    assert STRATEGY.workspace_bytes(problem(500, 500, k), params) == slices * 500 * 500 * 4
+
+
 def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
     params = {"method": "fp16x3", "warps": 4, "stages": 4, "chunk": 128, "group": 8}
     params |= {"bm": 64, "bn": 64, "bk": 32}

@@ -110,3 +110,5 @@ def test_a_gram_matrix_is_cut_into_no_fewer_slices_than_the_bound_supposes(
         found = seen.pop()
         assert slices <= found <= 4 * slices
         assert found == 1 or slices > 1
+        taken = 4 * found * rows**2 if found > 1 else 0
+        assert taken <= STRATEGY.workspace_bytes(problem, params)

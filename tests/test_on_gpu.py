@@ -64,7 +64,7 @@ def test_a_product_is_not_rounded_before_c_is_added(
         check(gemm_(alpha, A, B, 1.0, held, precision="highest"), alpha, A, B, 1.0, C)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
 def test_results_of_one_row_in_any_layout_are_served(dtype: torch.dtype) -> None:
     A, B, row = normal(1, 5, dtype=dtype), normal(5, 130, dtype=dtype), normal(1, 130, dtype=dtype)
     out = torch.empty_strided((1, 130), (1, 1), dtype=dtype, device="cuda")

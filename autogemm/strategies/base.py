@@ -162,7 +162,7 @@ class Strategy(ABC):
         return False
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
-        """Memory it takes besides operands and result, in bytes."""
+        """Memory it takes at most besides operands and result, in bytes."""
         return 0
 
     def launches(self, problem: Problem) -> int:

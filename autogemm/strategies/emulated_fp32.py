@@ -206,6 +206,8 @@ class EmulatedFP32(Strategy):
             chunks = -(-k // int(params["chunk"]))
             return (m + n) * (2 * terms * (-(-k // 8) * 8) + 4 * chunks)
         slices = int(params["slices"])
+        if slices > 1 and m == n:  # it may be a Gram matrix, which the problem does not tell
+            slices = max(slices, min(_MORE_SLICES * slices, k // (4 * int(params["bk"]))))
         return 4 * slices * m * n if slices > 1 else 0
 
 
