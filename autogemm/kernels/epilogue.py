@@ -76,7 +76,7 @@ def _read_parts(
     elif BN > _AT_ONCE:
         left = _read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
         right = _read_parts(c, i0, j0 + BN // 2, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
-        parts = left, right
+        parts = left, right  # type: ignore[assignment]
     else:
         at, inside = _place(c, i0, j0, m, n, c_row, c_col, ROWS, BM, BN)
         parts = tl.load(at, mask=inside, other=0.0)
