@@ -318,15 +318,14 @@ def _overlapped_kernel(
     start = zero  # of the chunk that is being summed
     lowered = zero - 1  # the chunk for which scales were lowered last
     while start < blocks:
-        block = start  # x and y hold it
-        ahead = block + 1
-        next_x = _load(a_tile, a_at, a_in, ka, a_left - ahead * BK, a_step, ahead, 1)
-        next_y = _load(b_tile, b_at, b_in, kb, b_left - ahead * BK, b_step, ahead, 0)
         gl.thread_barrier()
+        x = _load(a_tile, a_at, a_in, ka, a_left - start * BK, a_step, start, 1)
+        y = _load(b_tile, b_at, b_in, kb, b_left - start * BK, b_step, start, 0)
         _put(x, a_down[:, None], a_hi.index(0), a_lo.index(0), TERMS)
         _put(y, b_down[None, :], b_hi.index(0), b_lo.index(0), TERMS)
-        x = next_x
-        y = next_y
+        block = start
+        x = _load(a_tile, a_at, a_in, ka, a_left - (block + 1) * BK, a_step, block + 1, 1)
+        y = _load(b_tile, b_at, b_in, kb, b_left - (block + 1) * BK, b_step, block + 1, 0)
         fence_async_shared()
         gl.thread_barrier()
         acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
@@ -384,8 +383,6 @@ def _overlapped_kernel(
                 total = total * a_ratio[:, None] * b_ratio[None, :]
                 a_down = a_new
                 b_down = b_new
-                x = _load(a_tile, a_at, a_in, ka, a_left - start * BK, a_step, start, 1)
-                y = _load(b_tile, b_at, b_in, kb, b_left - start * BK, b_step, start, 0)
 
     if doubtful > 0:
         doubtful = _any(inside & (gl.abs(total) < _CERTIFIED))

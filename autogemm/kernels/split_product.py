@@ -58,21 +58,6 @@ def _partial(
 
 
 @triton.jit
-def _flagged(scales, rows, first_row, chunks, BLOCK: tl.constexpr):
-    """Whether any stretch of these rows is flagged."""
-    r = tl.arange(0, BLOCK)
-    scales += first_row
-    least = tl.zeros((_FLAG_CHUNKS, BLOCK), dtype=tl.float32)
-    for first in range(0, chunks, _FLAG_CHUNKS):
-        c = first + tl.arange(0, _FLAG_CHUNKS)
-        inside = (c < chunks)[:, None] & (r < rows - first_row)[None, :]
-        least = tl.minimum(
-            least, tl.load(scales + c[:, None] * rows + r[None, :], mask=inside, other=0.0)
-        )
-    return tl.min(tl.ravel(least), 0) < 0
-
-
-@triton.jit
 def _stretches(scales, rows, first_row, chunks, BLOCK: tl.constexpr):
     """The largest scale of each row over all chunks, and whether any of them is flagged."""
     r = first_row + tl.arange(0, BLOCK)
@@ -158,6 +143,8 @@ def _product_kernel(
     total = tl.zeros((BM, BN), dtype=tl.float32)
     a_scale = a_scales + i0
     b_scale = b_scales + j0
+    a_least = tl.zeros((BM,), dtype=tl.float32)
+    b_least = 0.0
     for first in range(0, blocks, chunk_blocks):
         last = tl.minimum(first + chunk_blocks, blocks)
         part = _partial(
@@ -166,18 +153,20 @@ def _product_kernel(
         )  # fmt: skip
         i = tl.arange(0, BM)
         j = tl.arange(0, BN)
-        fa = tl.abs(tl.load(a_scale + i, mask=i < m - i0, other=0.0))
-        fb = tl.abs(tl.load(b_scale + j, mask=j < n - j0, other=0.0))
-        fa *= 1.0 + gain * (last - first)
-        total += (part * fa[:, None]) * fb[None, :]
+        fa = tl.load(a_scale + i, mask=i < m - i0, other=0.0)
+        fb = tl.load(b_scale + j, mask=j < n - j0, other=0.0)
+        if GUARD:  # a sign is a flag
+            a_least = tl.minimum(a_least, fa)
+            b_least = tl.minimum(b_least, tl.min(fb, 0))
+        fa = tl.abs(fa) * (1.0 + gain * (last - first))
+        total += (part * fa[:, None]) * tl.abs(fb)[None, :]
         a_scale += m
         b_scale += n
     total *= _TOTAL_SCALE
     doubtful = 0
     wrong = 0
     if GUARD:
-        flagged = _flagged(a_scales, m, i0, chunks, BM) | _flagged(b_scales, n, j0, chunks, BN)
-        if flagged:
+        if (tl.min(a_least, 0) < 0) | (b_least < 0):
             a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
             b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
             need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
