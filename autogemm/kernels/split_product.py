@@ -166,7 +166,8 @@ def _product_kernel(
     doubtful = 0
     wrong = 0
     if GUARD:
-        if (tl.min(a_least, 0) < 0) | (b_least < 0):
+        flagged = (tl.min(a_least, 0) < 0) | (b_least < 0)
+        if flagged:
             a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
             b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
             need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
