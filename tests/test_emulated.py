@@ -238,12 +238,14 @@ def product(
     if bm < 64:
         A, B, out, bm, bn = B.t(), A.t(), out.t(), bn, bm
     tiling = from_split.Tiling(bm, bn, p["bk"], p["warps"], p["stages"], p["group"])
-    options = {"terms": terms, "chunk": chunk, "tiling": tiling, "gain": gain, "guard": guard}
+    options = {
+        "terms": terms, "chunk": chunk, "slices": p["slices"], "tiling": tiling, "gain": gain,
+        "guard": guard,
+    }  # fmt: skip
     if p["form"] == "split":
         split = splitting.split_both(A, B, terms=terms, chunk=chunk)
         from_split.split_product(1.0, A, B, 0.0, None, out, split, **options)
     else:
-        options |= {"slices": p["slices"]}
         fused.fused_product(1.0, A, B, 0.0, None, out, **options)
 
 
@@ -277,6 +279,7 @@ def test_every_tile_is_computed_whatever_their_order(form: str, group: int) -> N
     [
         emulated("split", "fp16x3", 128, 64, 64, chunk=128),
         emulated("split", "fp16", 64, 128, 32, chunk=2048),
+        emulated("split", "fp16x3", 64, 64, 64, chunk=64, slices=3),
         emulated("fused", "fp16x3", 128, 64, 32, chunk=512),
         emulated("fused", "fp16x3", 64, 16, 64, chunk=64, slices=3),
         emulated("fused", "fp16", 64, 64, 64, chunk=64),
@@ -298,6 +301,9 @@ def test_products_of_ragged_sizes_keep_the_bound(candidate: Candidate) -> None:
         ("split", 200, 32, 64, 1),
         ("split", 200, 64, 128, 1),
         ("split", 40, 64, 256, 1),
+        ("split", 200, 32, 64, 2),
+        ("split", 200, 64, 64, 3),
+        ("split", 36, 32, 64, 5),
         ("fused", 64, 32, 64, 1),
         ("fused", 200, 32, 64, 1),
         ("fused", 200, 64, 2048, 1),
@@ -315,7 +321,8 @@ def test_a_partial_sum_is_corrected_by_its_blocks_of_k_and_then_promoted(
     candidate = emulated(form, METHODS[terms], bk=bk, chunk=chunk, slices=slices)
     out = nowhere(A, B)
     product(candidate, A, B, out, gain=gain)
-    slice_k = ceil_div(ceil_div(k, slices), bk) * bk
+    unit = chunk if form == "split" else bk
+    slice_k = ceil_div(ceil_div(k, slices), unit) * unit
     expected = torch.zeros(8, 12, dtype=torch.float64, device=PLACE)
     for first in range(0, k, slice_k):
         last = min(first + slice_k, k)
@@ -602,13 +609,16 @@ def test_only_the_tiles_that_need_it_are_computed_again(form: str, repairs: Repa
     assert repairs is None or repairs.both == (2, 2)
 
 
-def test_only_the_slice_that_needs_it_is_computed_again(repairs: Repairs | None) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_slice_that_needs_it_is_computed_again(
+    form: str, repairs: Repairs | None
+) -> None:
     A, B = ordinary(20, 24, 128)
     A[3, 65:] *= TINY
     B[64] = 0
     truth = Truth(1.0, A, B, 0.0, None)
     A, B = A.to(PLACE), B.to(PLACE)
-    candidate = emulated("fused", "fp16x3", slices=2)
+    candidate = emulated(form, "fp16x3", slices=2)
     out = nowhere(A, B)
     product(candidate, A, B, out)
     truth.check(out.cpu(), bound_of(candidate, A, B))
@@ -698,7 +708,7 @@ def test_rows_of_negative_zeros_give_zeros(candidate: Candidate) -> None:
 def test_many_warps_and_the_registers_they_leave_change_no_result() -> None:
     A, B = normal(20, 136), normal(136, 24)
     truth = Truth(1.0, A.cpu(), B.cpu(), 0.0, None)
-    candidate = Candidate.of("emulated_fp32", **{**EMULATED[2].kwargs, "warps": 8, "bm": 128})
+    candidate = Candidate.of("emulated_fp32", **{**EMULATED[3].kwargs, "warps": 8, "bm": 128})
     assert serve(candidate, 1.0, A, B, 0.0, None, "new", truth)
 
 
@@ -888,7 +898,7 @@ def test_a_certificate_neither_overflows_nor_underflows(name: str, edge: int, te
     split = splitting.split_both(A, B, terms=terms, chunk=64)
     out = A.new_empty(edge, edge)
     from_split.split_product(
-        1.0, A, B, 0.0, None, out, split, terms=terms, chunk=64,
+        1.0, A, B, 0.0, None, out, split, terms=terms, chunk=64, slices=1,
         tiling=from_split.Tiling(64, 64, 64, 4, 2), gain=0.0,
     )  # fmt: skip
     exact = A[0].double() @ B[:, 0].double()
@@ -906,7 +916,7 @@ def test_rows_a_million_elements_apart_are_read_as_they_lie(which: str) -> None:
     out = A.new_empty(4, 4)
     split = splitting.split_both(A, B, terms=2, chunk=64)
     from_split.split_product(
-        1.0, A, B, 0.0, None, out, split, terms=2, chunk=64,
+        1.0, A, B, 0.0, None, out, split, terms=2, chunk=64, slices=1,
         tiling=from_split.Tiling(64, 64, 64, 4, 2), gain=0.0,
     )  # fmt: skip
     assert torch.allclose(out.double(), A.double() @ B.double(), rtol=1e-5, atol=1e-5)

@@ -15,9 +15,10 @@ from invented import GPU, choice, entry, evidence
 
 from autogemm import dispatch
 from autogemm.database import Entry
+from autogemm.device import Device
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem, contiguous_problem
-from autogemm.strategies import BY_NAME, Candidate
+from autogemm.strategies import BY_NAME, Candidate, emulated_fp32
 from autogemm.strategies.base import ParamValue
 
 ROOT = Path(__file__).parent.parent
@@ -161,7 +162,8 @@ def modelled(k: int, params: dict[str, ParamValue]) -> float:
     longest stretch that one accumulator takes; one for each sum that is added to another.
     """
     slices, bk = int(params["slices"]), int(params["bk"])
-    slice_k = min(k, bk * math.ceil(math.ceil(k / slices) / bk))  # what the kernel makes of it
+    unit = int(params["chunk"]) if params["form"] == "split" else bk
+    slice_k = min(k, unit * math.ceil(math.ceil(k / slices) / unit))  # what the kernels make of it
     chunk = min(slice_k, int(params["chunk"]))
     apart = params["form"] == "split" or params["method"] == "fp16"
     products = chunk if apart else 3 * chunk
@@ -186,7 +188,8 @@ def uneven_slices() -> Iterator[dict[str, ParamValue]]:
     """They are longer than k over their number."""
     for slices, bk, chunk in itertools.product((2, 3, 5, 7, 60), (32, 64), (64, 512)):
         for method in ("fp16x3", "fp16"):
-            yield {**FUSED, "method": method, "slices": slices, "bk": bk, "chunk": chunk}
+            for params in (PARAMS, FUSED):
+                yield {**params, "method": method, "slices": slices, "bk": bk, "chunk": chunk}
 
 
 # ---------------------------------------------------------------------------------- reasons
@@ -242,7 +245,6 @@ def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> N
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        ({**PARAMS, "slices": 2}, "takes no slices"),
         ({**PARAMS, "bm": 32}, "at least 64 x 64"),
         ({**PARAMS, "bn": 16}, "at least 64 x 64"),
         ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
@@ -262,9 +264,31 @@ def test_parameters_that_no_kernel_takes_are_reasons(
     assert reason in found
 
 
-def test_slices_and_narrow_tiles_are_for_the_fused_form() -> None:
-    for changed in ({"slices": 4}, {"bm": 16}, {"bn": 16}, {"bm": 32, "bn": 64}):
+def test_narrow_tiles_are_for_the_fused_form() -> None:
+    for changed in ({"bm": 16}, {"bn": 16}, {"bm": 32, "bn": 64}):
         assert STRATEGY.reasons_not(problem(), GPU, {**FUSED, **changed}) == []
+
+
+@pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
+def test_every_form_takes_slices(params: dict[str, ParamValue]) -> None:
+    assert STRATEGY.reasons_not(problem(), GPU, {**params, "slices": 4}) == []
+
+
+def test_the_overlapped_form_is_for_hopper_and_the_triton_that_it_was_written_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reasons(device: Device, triton: str) -> list[str]:
+        versions = {"torch": "2.13.0", "triton": triton}
+        monkeypatch.setattr(emulated_fp32, "software_versions", lambda device_type: versions)
+        return STRATEGY.reasons_not(problem(), device, {**FUSED, "form": "overlapped"})
+
+    assert reasons(GPU, "3.6.0") == []
+    (reason,) = reasons(replace(GPU, capability=(10, 0)), "3.6.0")
+    assert "capability 9.0" in reason
+    for other in ("3.5.1", "3.7.0", "3.60"):
+        (reason,) = reasons(GPU, other)
+        assert "Triton 3.6" in reason
+        assert other in reason
 
 
 # -------------------------------------------------------------------------- space and memory
@@ -320,6 +344,7 @@ def test_k_is_sliced_where_tiles_leave_the_device_idle_and_nowhere_else() -> Non
         return {params["slices"] for params in STRATEGY.space(problem(m, n, k), GPU)}
 
     assert slices(8192, 8192, 8192) == {1}
+    assert slices(768, 3072, 8192) > {1}, "144 tiles take two waves of 132"
     assert max(slices(64, 64, 2**18)) >= GPU.units  # type: ignore[type-var,operator]
     assert slices(64, 64, 64) == {1}
     for k in (512, 4096, 2**18):
@@ -331,7 +356,8 @@ def test_one_chunk_that_covers_k_is_enough() -> None:
     for k in (16, 64, 100, 256, 1000, 5000):
         covering: Counter[Candidate] = Counter()
         for params in STRATEGY.space(problem(512, 512, k), GPU):
-            if int(params["chunk"]) * int(params["slices"]) >= k:
+            # Slices of form ``split`` are of whole chunks: how many there are goes with the chunk.
+            if int(params["chunk"]) * int(params["slices"]) >= k and params["slices"] == 1:
                 covering[Candidate.of("emulated_fp32", **{**params, "chunk": 0})] += 1
         assert set(covering.values()) <= {1}
 
@@ -342,6 +368,8 @@ def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
     scales = 1500 * 3 * 4  # float32, for every 128 of k
     assert STRATEGY.workspace_bytes(where, PARAMS) == 2 * terms + scales
     assert STRATEGY.workspace_bytes(where, {**PARAMS, **ONE_TERM}) == terms + scales
+    sliced = STRATEGY.workspace_bytes(where, {**PARAMS, "slices": 2})
+    assert sliced == 2 * terms + scales + 2 * 1000 * 500 * 4
     assert STRATEGY.workspace_bytes(where, FUSED) == 0
     assert STRATEGY.workspace_bytes(where, {**FUSED, "slices": 3}) == 3 * 1000 * 500 * 4
 
@@ -350,6 +378,10 @@ def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
 def test_the_workspace_has_room_for_the_slices_of_a_gram_matrix(k: int, slices: int) -> None:
     params = {**FUSED, "bk": 32, "slices": 3}
     assert STRATEGY.workspace_bytes(problem(500, 500, k), params) == slices * 500 * 500 * 4
+
+
+def replaced(candidate: Candidate, **params: ParamValue) -> Candidate:
+    return Candidate.of(candidate.strategy, **{**candidate.kwargs, **params})
 
 
 def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
@@ -366,3 +398,12 @@ def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
     assert STRATEGY.fitted(tuned, short, GPU).kwargs["slices"] == 1
     split = Candidate.of("emulated_fp32", form="split", slices=1, **params)
     assert STRATEGY.fitted(split, wide, GPU) == split
+    sliced = Candidate.of("emulated_fp32", form="split", slices=2, **params)
+    assert STRATEGY.fitted(sliced, short, GPU).kwargs["slices"] == 1
+    uneven = contiguous_problem(768, 3072, 8192, torch.float32)
+    fitted = STRATEGY.fitted(replaced(sliced, bm=128, bn=128), uneven, GPU).kwargs
+    waves = -(-144 * fitted["slices"] // GPU.units) / fitted["slices"]
+    assert waves <= 1.5, "of two"
+    tiles = {"bm": 128, "bn": 64, "bk": 32, "chunk": 256}
+    overlapped = replaced(tuned, form="overlapped", **{**tiles, "bn": 128})
+    assert STRATEGY.fitted(overlapped, wide, GPU).kwargs["form"] == "fused", "its tiles are wide"

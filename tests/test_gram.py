@@ -22,6 +22,7 @@ STRATEGY = BY_NAME["emulated_fp32"]
 COMMON = {"warps": 4, "stages": 2, "chunk": 64, "group": 8}
 CANDIDATES = {
     "split": {"form": "split", "method": "fp16x3", "bm": 64, "bn": 64, "bk": 64, "slices": 1},
+    "slices": {"form": "split", "method": "fp16x3", "bm": 64, "bn": 64, "bk": 32, "slices": 2},
     "fused": {"form": "fused", "method": "fp16x3", "bm": 64, "bn": 64, "bk": 32, "slices": 1},
     "sliced": {"form": "fused", "method": "fp16x3", "bm": 64, "bn": 64, "bk": 32, "slices": 2},
     "oblong": {"form": "fused", "method": "fp16x3", "bm": 64, "bn": 128, "bk": 32, "slices": 3},

@@ -633,6 +633,7 @@ def emulated(
 EMULATED = [
     emulated("split", "fp16x3", bk=64),
     emulated("split", "fp16", bn=128, chunk=128),
+    emulated("split", "fp16x3", slices=2),
     emulated("fused", "fp16x3", slices=2),
     emulated("fused", "fp16", bm=16),
 ]

@@ -1,10 +1,10 @@
 """α·A·B + β·C from split operands (``kernels/split.py``): fp16 products, promoted sums, a check.
 
-A program computes one tile. Over each chunk of k the tensor cores add hi·hi, and hi·lo + lo·hi
-apart; the sums are scaled and added to a float32 total with ordinary rounding. An element
-whose stretches are flagged is certified where the total, or the sum of |hi·hi|, is so large
-that what the terms lost cannot matter. A tile with an uncertified element is computed again,
-in IEEE arithmetic.
+A program computes one tile over one slice of k. Over each chunk of it the tensor cores add
+hi·hi, and hi·lo + lo·hi apart; the sums are scaled and added to a float32 total with ordinary
+rounding. An element whose stretches are flagged is certified where the total, or the sum of
+|hi·hi|, is so large that what the terms lost cannot matter. A tile with an uncertified element
+is computed again, in IEEE arithmetic.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
-from autogemm.kernels.launch import launch, written
+from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
+from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split import Split
 
 TOTAL_SCALE = 2.0**14
@@ -87,20 +88,20 @@ def _needed(a_largest, b_largest, a_odd, b_odd, certified):
 
 @triton.jit
 def _is_too_light(
-    a, b, b_first, a_scales, b_scales, i0, j0, m, n, k, blocks, chunks, chunk_blocks, certified,
+    a, b, b_first, a_scales, b_scales, i0, j0, m, n, start, stop, chunks, chunk_blocks, certified,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Whether the sum of |hi·hi| over all k leaves a flagged element of the tile uncertified."""
+    """Whether the sum of |hi·hi| over a slice leaves a flagged element of the tile uncertified."""
     a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
     b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
     weight = tl.zeros((BM, BN), dtype=tl.float32)
     heaviest = tl.zeros((BM, BN), dtype=tl.float32)
     a_unit = tl.where(a_largest > 0, a_largest, 1.0)
     b_unit = tl.where(b_largest > 0, b_largest, 1.0)
-    for block in tl.range(0, blocks, num_stages=1):
+    for block in tl.range(start, stop, num_stages=1):
         x = tl.abs(a.load([i0, block * BK]))
         y = tl.abs(b.load([b_first + j0, block * BK])).T
-        chunk = block // chunk_blocks
+        chunk = (block - start) // chunk_blocks
         i = tl.arange(0, BM)
         j = tl.arange(0, BN)
         fa = tl.load(a_scales + (chunk * m + i0) + i, mask=i < m - i0, other=0.0)
@@ -112,7 +113,7 @@ def _is_too_light(
     need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
     # What underflows to 2^-24 weighs too much, by 2^-9 a product at most. Where scales are so
     # small, the sums themselves may have underflowed, whatever they weigh.
-    light = (weight < certified + k * 0.00390625) | (need <= _UNDERFLOW)
+    light = (weight < certified + (stop - start) * (BK * 0.00390625)) | (need <= _UNDERFLOW)
     # A sum of nothing but zeros is exact: hi is 0 for zeros alone. Behind the last row or column
     # other terms were read; nothing is needed there.
     light = light & (heaviest > 0) & (need > 0)
@@ -122,31 +123,46 @@ def _is_too_light(
 @triton.jit(
     do_not_specialize=[
         "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
-        "chunk_blocks", "group", "alpha", "beta", "gain", "certified",
+        "slice_blocks", "chunk_blocks", "group", "alpha", "beta", "gain", "certified",
     ]
 )  # fmt: skip
 def _product_kernel(
     a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row,
-    c_col, out_row, out_col, chunk_blocks, group, alpha, beta, gain, certified,
+    c_col, out_row, out_col, slice_blocks, chunk_blocks, group, alpha, beta, gain, certified,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, TERMS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, GUARD: tl.constexpr,
-    GRAM: tl.constexpr, SHARED: tl.constexpr,
+    GRAM: tl.constexpr, SHARED: tl.constexpr, SLICED: tl.constexpr,
 ):  # fmt: skip
-    if GRAM:
-        i0, j0 = triangle_origin(tl.program_id(0), BM)
-    else:
-        i0, j0 = tile_origin(tl.program_id(0), m, n, group, BM, BN)
+    tile = tl.program_id(0)
     blocks = tl.cdiv(k, BK)
-    chunks = tl.cdiv(blocks, chunk_blocks)
-    b_scales = a_scales + chunks.to(tl.int64) * m
+    b_scales = a_scales + tl.cdiv(blocks, chunk_blocks).to(tl.int64) * m
+    start = 0
+    stop = blocks
+    if SLICED:
+        down = tl.cdiv(m, BM)
+        tiles = down * (down + 1) // 2 if GRAM else down * tl.cdiv(n, BN)
+        slice_ = tile // tiles
+        tile = tile % tiles
+        start = slice_ * slice_blocks  # where a chunk starts
+        stop = tl.minimum(start + slice_blocks, blocks)
+        a_scales += (start // chunk_blocks).to(tl.int64) * m
+        b_scales += (start // chunk_blocks).to(tl.int64) * n
+        if ROWS == 2:
+            n = n // 4 * 4
+        out += slice_.to(tl.int64) * m * n  # one matrix a slice
+    chunks = tl.cdiv(stop - start, chunk_blocks)
+    if GRAM:
+        i0, j0 = triangle_origin(tile, BM)
+    else:
+        i0, j0 = tile_origin(tile, m, n, group, BM, BN)
     b_first = TERMS * m  # B's terms lie behind A's
     total = tl.zeros((BM, BN), dtype=tl.float32)
     a_scale = a_scales + i0
     b_scale = b_scales + j0
     a_least = tl.zeros((BM,), dtype=tl.float32)
     b_least = 0.0
-    for first in range(0, blocks, chunk_blocks):
-        last = tl.minimum(first + chunk_blocks, blocks)
+    for first in range(start, stop, chunk_blocks):
+        last = tl.minimum(first + chunk_blocks, stop)
         part = _partial(
             a_terms, b_terms, i0, m + i0, b_first + j0, b_first + n + j0, first, last, TERMS, BM,
             BN, BK, STAGES,
@@ -183,14 +199,15 @@ def _product_kernel(
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
             wrong = _is_too_light(
-                a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, k, blocks, chunks,
+                a_terms, b_terms, b_first, a_scales, b_scales, i0, j0, m, n, start, stop, chunks,
                 chunk_blocks, certified, BM, BN, BK,
             )  # fmt: skip
         if wrong > 0:
             tl.debug_barrier()  # whichever thread stored an element is to have done so
             again = ieee_tile(
-                a, b, i0, j0, m, n, 0, k, chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM, BN
-            )
+                a, b, i0, j0, m, n, start * BK, tl.minimum(stop * BK, k), chunk_blocks * BK // 2,
+                a_row, a_k, b_row, b_k, BM, BN,
+            )  # fmt: skip
             if SHARED:
                 total = again
             else:
@@ -228,18 +245,25 @@ def split_product(
     *,
     terms: int,
     chunk: int,
+    slices: int,
     tiling: Tiling,
     gain: float,
     guard: bool = True,
 ) -> None:
     """Write α·A·B + β·C (α·A·B where C is None) into ``out``, float32 all, any strides.
 
-    ``split`` is ``split_both(A, B, terms=terms, chunk=chunk)``; ``gain`` per block of k
+    ``split`` is ``split_both(A, B, terms=terms, chunk=chunk)``; ``slices`` parts of k, of whole
+    chunks, are computed apart and added by a second launch; ``gain`` per block of k
     multiplies partial sums, against the tensor cores' habit of truncating. ``out`` may be C.
     Without ``guard``, for benchmarks alone, the result is right for ordinary operands only.
     """
     (m, k), n = A.shape, B.shape[1]
-    source = out if C is None else C
+    slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
+    slices = ceil_div(k, slice_k)
+    target, source = out, C
+    if slices > 1:
+        target, source = torch.empty(slices * m, n, dtype=torch.float32, device=A.device), None
+    read = target if source is None else source
     gram = tiling.bm == tiling.bn and is_gram(A, B)
     b_k, b_row = B.stride()
     extents, pitches = [split.terms.shape[0], k], [split.terms.stride(0), 1]
@@ -249,8 +273,8 @@ def split_product(
         b_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bn, tiling.bk])
     launch(
         _product_kernel,
-        tile_count(m, n, tiling.bm, tiling.bn, gram=gram),
-        (A, B, split.scales, source, out),
+        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
+        (A, B, split.scales, read, target),
         (
             m,
             n,
@@ -258,15 +282,16 @@ def split_product(
             *A.stride(),
             b_row,
             b_k,
-            *source.stride(),
-            *out.stride(),
+            *read.stride(),
+            *target.stride(),
+            slice_k // tiling.bk,
             chunk // tiling.bk,
             tiling.group,
         ),
-        (alpha, beta, gain, CERTIFIED[terms]),
+        (*((alpha, beta) if slices == 1 else (1.0, 0.0)), gain, CERTIFIED[terms]),
         {
-            "HAS_C": C is not None,
-            "ROWS": min(rows_of(source), rows_of(out)),
+            "HAS_C": source is not None,
+            "ROWS": min(rows_of(read), rows_of(target)),
             "TERMS": terms,
             "BM": tiling.bm,
             "BN": tiling.bn,
@@ -274,9 +299,13 @@ def split_product(
             "STAGES": tiling.stages,
             "GUARD": guard,
             "GRAM": gram,
-            "SHARED": C is not None and C.data_ptr() == out.data_ptr(),
+            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+            "SLICED": slices > 1,
         },
         num_warps=tiling.warps,
         descriptors=(a_terms, b_terms),
     )
-    written(out)
+    if slices > 1:
+        reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
+    else:
+        written(out)

@@ -74,6 +74,9 @@ _CHUNKS = {
 }
 _MORE_SLICES = 4
 """Times as many slices that a Gram matrix may take: it has fewer tiles to fill a device with."""
+_MOST_EVENING, _WORTH_SLICING = 6, 0.85
+"""Slices of form ``split``, whose parts are added through memory: how many at most, and how much
+of the time they must leave, counted in waves of tiles."""
 _WAVES, _USUAL = (1, 2, 4), 2
 """Programs a multiprocessor that slices of k aim at, and what was best most often (H200)."""
 
@@ -115,8 +118,8 @@ class EmulatedFP32(Strategy):
         wrong = super().wrong_parameters(params)
         if wrong:
             return wrong
-        if params["form"] == "split" and (params["slices"] != 1 or min(tile_of(params)) < 64):
-            return ["form 'split' takes no slices and tiles of at least 64 x 64"]
+        if params["form"] == "split" and min(tile_of(params)) < 64:
+            return ["form 'split' takes tiles of at least 64 x 64"]
         if max(tile_of(params)) < 64:
             return ["a tile needs 64 rows or columns"]
         return []
@@ -139,10 +142,14 @@ class EmulatedFP32(Strategy):
             for bm, bn, bk, warps, stages in tiles:
                 if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
                     continue
-                many = tiles_of(problem, bm, bn) > 2 * device.units
+                tiles_here = tiles_of(problem, bm, bn)
                 for chunk in _chunks("split", method, problem.k):
-                    for group in (8, 16) if many else (8,):
-                        yield _params("split", method, bm, bn, bk, warps, stages, chunk, 1, group)
+                    even = _evening(tiles_here, device, problem.k // chunk)
+                    for slices in sorted({1, even}):
+                        for group in (8, 16) if tiles_here > 2 * device.units else (8,):
+                            yield _params(
+                                "split", method, bm, bn, bk, warps, stages, chunk, slices, group
+                            )
         for form, method in _CHUNKS:
             for bm, bn, bk, warps, stages in _TILES.get(form, ()):
                 if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
@@ -161,7 +168,10 @@ class EmulatedFP32(Strategy):
         """A tile no larger than the result, and slices that fill the device with such tiles."""
         params = candidate.kwargs
         if params["form"] == "split":
-            return candidate
+            if params["slices"] != 1:
+                tiles = tiles_of(problem, *tile_of(params))
+                params["slices"] = _evening(tiles, device, problem.k // int(params["chunk"]))
+            return Candidate.of(self.name, **params)
         snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
         if snug != tile_of(params):
             tile = next((t for t in _TILES["fused"] if t[:2] == snug), None)
@@ -174,9 +184,11 @@ class EmulatedFP32(Strategy):
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # docs/accuracy.md, "emulated_fp32", derives every term.
         k, slices, bk = problem.k, int(params["slices"]), int(params["bk"])
-        # ``fused_product`` cuts k in whole blocks; the zeros that fill the last one cost nothing.
+        # Slices are of whole chunks in form ``split``, else of whole blocks; the zeros that fill
+        # the last one cost nothing.
+        unit = int(params["chunk"]) if params["form"] == "split" else bk
         fair = -(-k // slices)
-        part = min(k, -(-fair // bk) * bk)
+        part = min(k, -(-fair // unit) * unit)
         chunk = min(part, int(params["chunk"]))
         terms = 1 if params["method"] == "fp16" else 2
         in_one = 3 if terms == 2 and params["form"] != "split" else 1
@@ -186,7 +198,8 @@ class EmulatedFP32(Strategy):
             truncation += 0.002 * chunk
         correction = max(one[in_one == 3] for one in _TRUNCATION.values())
         correction *= -(-chunk // bk) * bk / _STEP
-        most = slices * _MORE_SLICES if slices > 1 and problem.m == problem.n else slices
+        may_be_gram = problem.m == problem.n and params["form"] != "split"
+        most = slices * _MORE_SLICES if slices > 1 and may_be_gram else slices
         promotions = -(-part // chunk) + most
         lost = k / 16 if params["form"] == "split" else k / 8
         growth = truncation + correction + promotions + lost + 5
@@ -201,11 +214,12 @@ class EmulatedFP32(Strategy):
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
+        slices = int(params["slices"])
         if params["form"] == "split":
             terms = 1 if params["method"] == "fp16" else 2
             chunks = -(-k // int(params["chunk"]))
-            return (m + n) * (2 * terms * (-(-k // 8) * 8) + 4 * chunks)
-        slices = int(params["slices"])
+            results = 4 * slices * m * n if slices > 1 else 0
+            return (m + n) * (2 * terms * (-(-k // 8) * 8) + 4 * chunks) + results
         if slices > 1 and m == n:  # it may be a Gram matrix, which the problem does not tell
             slices = max(slices, min(_MORE_SLICES * slices, k // (4 * int(params["bk"]))))
         return 4 * slices * m * n if slices > 1 else 0
@@ -216,7 +230,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.split_product import Tiling, split_product
 
     terms = 1 if params["method"] == "fp16" else 2
-    chunk, bk = int(params["chunk"]), int(params["bk"])
+    chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
     tiling = Tiling(
         *tile_of(params), bk, int(params["warps"]), int(params["stages"]), int(params["group"])
     )
@@ -227,8 +241,8 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
     ) -> None:
         split = split_both(A, B, terms=terms, chunk=chunk)
         split_product(
-            alpha, A, B, beta, C, out, split, terms=terms, chunk=chunk, tiling=tiling, gain=gain,
-            guard=guard,
+            alpha, A, B, beta, C, out, split, terms=terms, chunk=chunk, slices=slices,
+            tiling=tiling, gain=gain, guard=guard,
         )  # fmt: skip
 
     return into_new(write)
@@ -335,6 +349,17 @@ def _chunks(form: str, method: str, k: int) -> Iterator[int]:
 def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list[int]:
     """Numbers of slices that fill the device, none where tiles alone do; slices are not short."""
     return sorted({_filling(problem, device, bm, bn, bk, waves) for waves in _WAVES})
+
+
+def _evening(tiles: int, device: Device, most: int) -> int:
+    """How many slices make the last wave of tiles worth its time, 1 where they hardly would."""
+
+    def waves(slices: int) -> float:
+        """Of whole tiles, in time."""
+        return -(-tiles * slices // device.units) / slices
+
+    best = min(range(1, max(1, min(most, _MOST_EVENING)) + 1), key=waves)
+    return best if waves(best) < _WORTH_SLICING * waves(1) else 1
 
 
 def _filling(problem: Problem, device: Device, bm: int, bn: int, bk: int, waves: int) -> int:
