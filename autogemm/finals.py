@@ -25,6 +25,9 @@ FINALISTS = 3
 """Candidates a level and mode send to the finals, besides the baseline and the old choice."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
+UNSTEADY_MARGIN = 1.2
+"""What a candidate whose speed depends on the data must win by over one whose does not. On an
+H200 GPT-2's gradients took ``emulated_fp32``'s fused form several times as long as normal data."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -73,6 +76,8 @@ def finals(
             # What will stand in where a table is used without the packages of its choice.
             plain = (c.candidate for c in able if not BY_NAME[c.candidate.strategy].needs_extras)
             entrants.update(dict.fromkeys(itertools.islice(plain, 1)))
+            steady = (row.candidate for row in able if _is_steady(row.candidate))
+            entrants.update(dict.fromkeys(itertools.islice(steady, 1)))
             entrants.update({baseline(problem, level): None})
         entrants.update(
             {c: None for c in previous if c in by_candidate and by_candidate[c].status == "ok"}
@@ -112,23 +117,22 @@ def choose(
 
     It takes a median ratio of at least ``margin`` (``HOST_MARGIN`` for what waits for the
     host) with its confidence interval above 1 to replace the baseline; ties go to the
-    simplest strategy.
+    simplest strategy. One whose speed depends on the data counts as ``UNSTEADY_MARGIN`` slower.
     """
     if base not in times:
         return None
     ratios = {candidate: ratio(times[base], samples) for candidate, samples in times.items()}
-    won = {
-        candidate: r
-        for candidate, r in ratios.items()
-        if candidate != base
-        and r.median >= (HOST_MARGIN if candidate in host_bound else margin)
-        and r.low > 1.0
-    }
+    won = {}
+    for candidate, r in ratios.items():
+        sure = r.median if _is_steady(candidate) else r.median / UNSTEADY_MARGIN
+        least = HOST_MARGIN if candidate in host_bound else margin
+        if candidate != base and sure >= least and r.low > 1.0:
+            won[candidate] = sure
     winner = base
     if won:
-        best = max(r.median for r in won.values())
-        tied = [candidate for candidate, r in won.items() if r.median * TIE >= best]
-        winner = min(tied, key=lambda c: (BY_NAME[c.strategy].rank, -won[c].median))
+        best = max(won.values())
+        tied = [candidate for candidate, sure in won.items() if sure * TIE >= best]
+        winner = min(tied, key=lambda c: (BY_NAME[c.strategy].rank, -won[c]))
     others = [c for c in ratios if c != winner]
     runner_up = max(others, key=lambda c: ratios[c].median, default=None)
     result = ratios[winner]
@@ -143,6 +147,10 @@ def choose(
         runner_up=runner_up,
         runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
     )
+
+
+def _is_steady(candidate: Candidate) -> bool:
+    return BY_NAME[candidate.strategy].is_steady(candidate.kwargs)
 
 
 def _runs(row: Measured) -> bool:

@@ -1169,6 +1169,21 @@ def test_a_real_win_is_found_in_the_same_noise() -> None:
     assert found >= 99
 
 
+@pytest.mark.parametrize(
+    ("steady", "unsteady", "winner"),
+    [(80.0, 70.0, "split"), (80.0, 60.0, "fused"), (100.0, 85.0, None), (100.0, 70.0, "fused")],
+)
+def test_what_depends_on_the_data_wins_by_far_or_not_at_all(
+    steady: float, unsteady: float, winner: str | None
+) -> None:
+    split, fused = (Candidate.of("emulated_fp32", form=form) for form in ("split", "fused"))
+    times = {FULL: [100.0] * 20, split: [steady] * 20, fused: [unsteady] * 20}
+    choice = choose(times, FULL)
+    assert choice is not None
+    assert choice.candidate.kwargs.get("form") == winner
+    assert choice.us == min(times[choice.candidate])
+
+
 def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
     draw = random.Random(11)
     held = 0

@@ -161,6 +161,10 @@ class Strategy(ABC):
         """
         return False
 
+    def is_steady(self, params: Params) -> bool:
+        """Whether its speed on all ordinary data is that on the data it is timed with."""
+        return True
+
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         """Memory it takes at most besides operands and result, in bytes."""
         return 0

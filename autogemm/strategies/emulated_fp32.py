@@ -158,6 +158,10 @@ class EmulatedFP32(Strategy):
                     for chunk in _chunks(form, method, -(-problem.k // slices)):
                         yield _params(form, method, bm, bn, bk, warps, stages, chunk, slices, 8)
 
+    def is_steady(self, params: Params) -> bool:
+        """Where rows grow along k, forms that scale by the first block compute tiles twice."""
+        return params.get("form") == "split"
+
     def kin(self, candidate: Candidate) -> Candidate:
         """Same form, method and tile: chunks, slices and groups are then matters of degree."""
         params = candidate.kwargs
