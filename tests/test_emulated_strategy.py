@@ -249,6 +249,7 @@ def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> N
         ({**PARAMS, "bn": 16}, "at least 64 x 64"),
         ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
+        ({**FUSED, "form": "overlapped", "stages": 2}, "3 stages at least"),
         ({**FUSED, "chunk": 96}, "does not take chunk=96"),
         ({**FUSED, "bk": 128}, "does not take bk=128"),
         ({**FUSED, "slices": 0}, "does not take slices=0"),

@@ -122,6 +122,8 @@ class EmulatedFP32(Strategy):
             return ["form 'split' takes tiles of at least 64 x 64"]
         if max(tile_of(params)) < 64:
             return ["a tile needs 64 rows or columns"]
+        if params["form"] == "overlapped" and int(params["stages"]) < 3:
+            return ["form 'overlapped' splits, multiplies and waits in 3 stages at least"]
         return []
 
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
