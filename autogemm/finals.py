@@ -13,7 +13,7 @@ from typing import Protocol
 
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
-from autogemm.database.prediction import HOST_MARGIN, is_noisier, waits_for_host
+from autogemm.database.prediction import host_margin, is_noisier, waits_for_host
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem
@@ -115,7 +115,7 @@ def choose(
 ) -> Choice | None:
     """The winner of interleaved timings: the baseline, unless another is surely faster.
 
-    It takes a median ratio of at least ``margin`` (``HOST_MARGIN`` for what waits for the
+    It takes a median ratio of at least ``margin`` (``host_margin`` for what waits for the
     host) with its confidence interval above 1 to replace the baseline; ties go to the
     simplest strategy. One whose speed depends on the data counts as ``UNSTEADY_MARGIN`` slower.
     """
@@ -125,7 +125,7 @@ def choose(
     won = {}
     for candidate, r in ratios.items():
         sure = r.median if _is_steady(candidate) else r.median / UNSTEADY_MARGIN
-        least = HOST_MARGIN if candidate in host_bound else margin
+        least = host_margin(base in host_bound) if candidate in host_bound else margin
         if candidate != base and sure >= least and r.low > 1.0:
             won[candidate] = sure
     winner = base

@@ -176,14 +176,32 @@ def test_where_a_choice_cannot_run_the_next_best_of_the_entry_does() -> None:
     slim = evidence(entry(CUBE, {"high": choice(TF32)}, [rows[0], rows[1], rows[3]]))
     assert plan(slim, CUBE, HIGH, replace(GPU, packages=frozenset())).candidate == FULL
     # What waits for the host must win by as much as in the finals.
-    for us, candidate in ((83.0, FULL), (78.0, AXPBY)):
-        waiting = [rows[0], rows[1], row(AXPBY, us, graph_us=40.0)]
+    for us, base_us, candidate in (
+        (83.0, 60.0, FULL), (78.0, 60.0, AXPBY), (52.0, 100.0, FULL), (48.0, 100.0, AXPBY),
+    ):  # fmt: skip
+        waiting = [row(FULL, 100.0, graph_us=base_us), rows[1], row(AXPBY, us, graph_us=40.0)]
         known = evidence(entry(CUBE, {"high": choice(TF32)}, waiting))
         made = plan(known, CUBE, HIGH, replace(GPU, packages=frozenset()), "eager")
         assert made.candidate == candidate
     # Where nothing beat the baseline, nothing stands in for it.
     none = evidence(entry(CUBE, {"high": choice(FULL)}, rows))
     assert plan(none, CUBE, HIGH).candidate == FULL
+
+
+@pytest.mark.parametrize(
+    ("base_us", "ratio", "stays"), [(100.0, 1.9, False), (100.0, 2.1, True), (60.0, 1.4, True)]
+)
+def test_a_choice_that_a_slower_host_would_undo_is_left_to_the_baseline(
+    base_us: float, ratio: float, stays: bool
+) -> None:
+    """Choices of older tables did not have to win by as much."""
+    rows = [row(FULL, 100.0, graph_us=base_us), row(AXPBY, 100.0 / ratio, graph_us=20.0)]
+    known = evidence(entry(CUBE, {"highest": choice(AXPBY, ratio=ratio)}, rows))
+    made = plan(known, CUBE, mode="eager")
+    assert made.candidate == (AXPBY if stays else FULL)
+    assert made.source == "exact"
+    assert stays or "slower host" in made.detail
+    assert plan(known, CUBE, mode="graph").candidate == AXPBY
 
 
 def test_rows_that_this_version_cannot_read_are_no_evidence() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
 from autogemm.database.prediction import (
-    HOST_MARGIN,
     NEAR,
     Model,
     admits,
+    host_margin,
     is_noisier,
     waits_for_host,
 )
@@ -183,16 +183,21 @@ class Evidence:
         )
         if untuned:
             return [chosen]
+        base = rows.get(baseline(entry.problem, tolerance.level))
+        on_slow_hosts = host_margin(base is not None and waits_for_host(base))
+
+        def waits(row: Measured | None) -> bool:
+            return mode == "eager" and row is not None and waits_for_host(row)
+
+        if base is not None and waits(row) and choice.ratio < on_slow_hosts:
+            why = f"{choice.candidate.strategy}, {choice.ratio:.3g}x, may lose on a slower host"
+            return [measured(base.candidate, 1.0, why)]
         margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
-
-        def needed(row: Measured) -> float:
-            return HOST_MARGIN if mode == "eager" and waits_for_host(row) else margin
-
         return [chosen] + [
             measured(candidate, ratio, "the best of what runs here")
             for candidate, ratio in _ranked(entry, tolerance, mode, margin)
             if candidate != choice.candidate
-            and ratio >= needed(rows[candidate])
+            and ratio >= (on_slow_hosts if waits(rows[candidate]) else margin)
             and not is_noisier(entry.problem, tolerance.level, rows[candidate], rows.values())
         ]
 
