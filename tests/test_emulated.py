@@ -161,10 +161,12 @@ def test_large_operands_that_lie_differently_are_split_one_after_the_other(
     launches: list[int] = []
     launch = splitting.launch
     monkeypatch.setattr(splitting, "_APART", 0)
+    splitting._cut.cache_clear()
     monkeypatch.setattr(splitting, "launch", lambda *x, **y: (launches.append(1), launch(*x, **y)))
     for side in sides(OPERANDS[a](assorted(36, 200)), OPERANDS[b](assorted(200, 28)), terms, 64):
         assert_split(side, 64)
     assert len(launches) == 2
+    splitting._cut.cache_clear()
 
 
 @pytest.mark.parametrize("terms", [1, 2])

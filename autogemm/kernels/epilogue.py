@@ -156,7 +156,12 @@ def rows_of(x: torch.Tensor) -> int:
     2: contiguous and at multiples of 16 bytes, 1: contiguous, neighbouring threads then write
     neighbouring elements; 0: neither, or so far apart that offsets within a tile exceed 32 bits.
     """
-    row, col = x.stride()
+    return rows_by(x.stride(), x.shape[1], x.data_ptr() % 16 == 0)
+
+
+def rows_by(strides: tuple[int, ...], columns: int, aligned: bool) -> int:
+    """``rows_of`` a matrix by its strides, columns, and whether it starts at 16 bytes."""
+    row, col = strides
     if col != 1 or row >= 2**23:
         return 0
-    return 2 if row % 4 == 0 and x.shape[1] % 4 == 0 and x.data_ptr() % 16 == 0 else 1
+    return 2 if row % 4 == 0 and columns % 4 == 0 and aligned else 1

@@ -20,7 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.aliasing import written as written
 
-_MAX_COMPILED = 4096
+REMEMBERED = 4096
+"""Kinds of calls whose launches are kept, here and by those who prepare them."""
 _REGISTERS = 65536
 """Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
 _compiled: dict[Hashable, Any] = {}
@@ -87,7 +88,7 @@ def launch(
         return
     result = kernel[(blocks,)](*arguments, **constants, **options)
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
-        if len(_compiled) >= _MAX_COMPILED:
+        if len(_compiled) >= REMEMBERED:
             _compiled.clear()
         _compiled[key] = result
 

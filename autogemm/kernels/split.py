@@ -12,13 +12,14 @@ else but zeros. With one term they travel in hi.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.launch import REMEMBERED, ceil_div, launch
 
 _ROWS = {64: (32, 32), 128: (16, 16), 256: (4, 16), 512: (2, 8), 1024: (2, 8), 2048: (2, 8)}
 """Stretches that one program splits, by chunk: where k is contiguous, and where it is not (8 of
@@ -161,61 +162,61 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
     ``terms`` is 1 or 2, ``chunk`` a power of two from 64 to 2048.
     """
     (m, k), n = A.shape, B.shape[1]
-    pitch = ceil_div(k, 8) * 8
-    chunks = ceil_div(k, chunk)
+    pitch, chunks, launches = _cut(
+        m, n, k, A.stride(), B.stride(), A.data_ptr() % 16 == 0, B.data_ptr() % 16 == 0, terms,
+        chunk,
+    )
     buffer = torch.empty((m + n) * terms, pitch, dtype=torch.float16, device=A.device)
     scales = torch.empty(chunks * (m + n), dtype=torch.float32, device=A.device)
-    (a_row, a_k), (b_k, b_row) = A.stride(), B.stride()
-    orders = _order(a_row, a_k), _order(b_row, b_k)
-    first, second = (A, a_row, a_k, SCALE_BIASES[0]), (B, b_row, b_k, SCALE_BIASES[1])
-    if orders[0] == orders[1] or (m + n) * k < _APART:
-        _launch(first, m, second, n, buffer, scales, k, orders, terms, chunk)
-    else:
-        _launch(first, m, first, 0, buffer, scales, k, orders[:1] * 2, terms, chunk)
-        _launch(
-            second, n, second, 0, buffer[terms * m :], scales[chunks * m :], k, orders[1:] * 2,
-            terms, chunk,
-        )  # fmt: skip
+    for which, blocks, integers, constants, warps in launches:
+        tensors = (A, B, buffer, scales)
+        if which == "A":
+            tensors = (A, A, buffer, scales)
+        elif which == "B":
+            tensors = (B, B, buffer[terms * m :], scales[chunks * m :])
+        launch(_split_kernel, blocks, tensors, integers, (), constants, num_warps=warps)
     return Split(buffer, scales)
 
 
-def _launch(
-    first: tuple[torch.Tensor, int, int, int],
-    m: int,
-    second: tuple[torch.Tensor, int, int, int],
-    n: int,
-    buffer: torch.Tensor,
-    scales: torch.Tensor,
-    k: int,
-    orders: tuple[int, ...],
-    terms: int,
-    chunk: int,
-) -> None:
-    """Split m rows of one operand and n of another: matrix, its row's and k's stride, bias."""
-    (a, a_row, a_k, a_bias), (b, b_row, b_k, b_bias) = first, second
-    if orders[0] == orders[1]:
-        rows, warps = _ROWS[chunk][orders[0] != 1], 8 if chunk == 2048 else 4
-    else:
-        rows, warps = _TOGETHER[chunk] // chunk, _TOGETHER[chunk] // 512
-    chunks = ceil_div(k, chunk)
-    blocks = ceil_div(m, rows) * chunks
-    launch(
-        _split_kernel,
-        blocks + ceil_div(n, rows) * chunks,
-        (a, b, buffer, scales),
-        (m, a_row, a_k, n, b_row, b_k, k, buffer.stride(0), blocks, a_bias, b_bias),
-        (),
-        {
-            "A_ORDER": orders[0],
-            "B_ORDER": orders[1],
-            "A_ALIGNED": orders[0] > 0 and _aligned(a, a_row, a_k, m, k),
-            "B_ALIGNED": orders[1] > 0 and _aligned(b, b_row, b_k, n, k),
+_Launch = tuple[str, int, tuple[int, ...], dict[str, int | bool], int]
+"""What is split, programs, integers, constants, warps."""
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _cut(
+    m: int, n: int, k: int, a_strides: tuple[int, int], b_strides: tuple[int, int],
+    a_aligned: bool, b_aligned: bool, terms: int, chunk: int,
+) -> tuple[int, int, list[_Launch]]:  # fmt: skip
+    """Terms' pitch, chunks of k, and launches. ``_aligned``: whether at a multiple of 16 bytes."""
+    (a_row, a_k), (b_k, b_row) = a_strides, b_strides
+    pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
+    a = (m, a_row, a_k, SCALE_BIASES[0], a_aligned)
+    b = (n, b_row, b_k, SCALE_BIASES[1], b_aligned)
+
+    def one(which: str, first: tuple[int, ...], second: tuple[int, ...]) -> _Launch:
+        rows, row, stride, bias, at_16 = first
+        rows_2, row_2, stride_2, bias_2, at_16_2 = second
+        order, order_2 = _order(row, stride), _order(row_2, stride_2)
+        if order == order_2:
+            stretches, warps = _ROWS[chunk][order != 1], 8 if chunk == 2048 else 4
+        else:
+            stretches, warps = _TOGETHER[chunk] // chunk, _TOGETHER[chunk] // 512
+        blocks = ceil_div(rows, stretches) * chunks
+        integers = (rows, row, stride, rows_2, row_2, stride_2, k, pitch, blocks, bias, bias_2)
+        constants = {
+            "A_ORDER": order,
+            "B_ORDER": order_2,
+            "A_ALIGNED": order > 0 and bool(at_16) and _in_fours(row, stride, rows, k),
+            "B_ALIGNED": order_2 > 0 and bool(at_16_2) and _in_fours(row_2, stride_2, rows_2, k),
             "TERMS": terms,
-            "R": rows,
+            "R": stretches,
             "CHUNK": chunk,
-        },
-        num_warps=warps,
-    )
+        }
+        return which, blocks + ceil_div(rows_2, stretches) * chunks, integers, constants, warps
+
+    if _order(a_row, a_k) == _order(b_row, b_k) or (m + n) * k < _APART:
+        return pitch, chunks, [one("both", a, b)]
+    return pitch, chunks, [one("A", a, (0, *a[1:])), one("B", b, (0, *b[1:]))]
 
 
 def _order(row: int, k: int) -> int:
@@ -225,11 +226,5 @@ def _order(row: int, k: int) -> int:
     return 2 if row == 1 and k < _FAR_K else 0
 
 
-def _aligned(x: torch.Tensor, row: int, k_stride: int, rows: int, k: int) -> bool:
-    return (
-        1 in (row, k_stride)
-        and max(row, k_stride) % 4 == 0
-        and rows % 4 == 0
-        and k % 4 == 0
-        and x.data_ptr() % 16 == 0
-    )
+def _in_fours(row: int, k_stride: int, rows: int, k: int) -> bool:
+    return 1 in (row, k_stride) and max(row, k_stride) % 4 == 0 and rows % 4 == 0 and k % 4 == 0

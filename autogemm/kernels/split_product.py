@@ -9,15 +9,16 @@ is computed again, in IEEE arithmetic.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
-from autogemm.kernels.launch import ceil_div, launch, written
+from autogemm.kernels.epilogue import ieee_tile, rows_by, store_both
+from autogemm.kernels.launch import REMEMBERED, ceil_div, launch, written
+from autogemm.kernels.operands import descriptor
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split import Split
@@ -264,44 +265,24 @@ def split_product(
     if slices > 1:
         target, source = torch.empty(slices * m, n, dtype=torch.float32, device=A.device), None
     read = target if source is None else source
-    gram = tiling.bm == tiling.bn and is_gram(A, B)
-    b_k, b_row = B.stride()
-    extents, pitches = [split.terms.shape[0], k], [split.terms.stride(0), 1]
-    a_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bm, tiling.bk])
+    blocks, integers, constants = _plan(
+        m, n, k, A.stride(), B.stride(), read.stride(), target.stride(),
+        read.data_ptr() % 16 == 0 and target.data_ptr() % 16 == 0, is_gram(A, B),
+        source is not None, source is not None and source.data_ptr() == target.data_ptr(), terms,
+        chunk, slice_k, tiling, guard,
+    )  # fmt: skip
+    extents, pitch = (split.terms.shape[0], k), split.terms.stride(0)
+    a_terms = descriptor(split.terms, extents, pitch, (tiling.bm, tiling.bk))
     b_terms = a_terms
     if tiling.bn != tiling.bm:
-        b_terms = TensorDescriptor(split.terms, extents, pitches, [tiling.bn, tiling.bk])
+        b_terms = descriptor(split.terms, extents, pitch, (tiling.bn, tiling.bk))
     launch(
         _product_kernel,
-        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
+        blocks,
         (A, B, split.scales, read, target),
-        (
-            m,
-            n,
-            k,
-            *A.stride(),
-            b_row,
-            b_k,
-            *read.stride(),
-            *target.stride(),
-            slice_k // tiling.bk,
-            chunk // tiling.bk,
-            tiling.group,
-        ),
+        integers,
         (*((alpha, beta) if slices == 1 else (1.0, 0.0)), gain, CERTIFIED[terms]),
-        {
-            "HAS_C": source is not None,
-            "ROWS": min(rows_of(read), rows_of(target)),
-            "TERMS": terms,
-            "BM": tiling.bm,
-            "BN": tiling.bn,
-            "BK": tiling.bk,
-            "STAGES": tiling.stages,
-            "GUARD": guard,
-            "GRAM": gram,
-            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
-            "SLICED": slices > 1,
-        },
+        constants,
         num_warps=tiling.warps,
         descriptors=(a_terms, b_terms),
     )
@@ -309,3 +290,33 @@ def split_product(
         reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
     else:
         written(out)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _plan(
+    m: int, n: int, k: int, a_strides: tuple[int, int], b_strides: tuple[int, int],
+    read_strides: tuple[int, int], target_strides: tuple[int, int], aligned: bool, gram: bool,
+    has_c: bool, shared: bool, terms: int, chunk: int, slice_k: int, tiling: Tiling, guard: bool,
+) -> tuple[int, tuple[int, ...], dict[str, int | bool]]:  # fmt: skip
+    """Programs, integers and constants of a launch; ``aligned``: C and the result, at 16 bytes."""
+    b_k, b_row = b_strides
+    slices = ceil_div(k, slice_k)
+    gram = gram and tiling.bm == tiling.bn
+    integers = (
+        m, n, k, *a_strides, b_row, b_k, *read_strides, *target_strides, slice_k // tiling.bk,
+        chunk // tiling.bk, tiling.group,
+    )  # fmt: skip
+    constants = {
+        "HAS_C": has_c,
+        "ROWS": min(rows_by(strides, n, aligned) for strides in (read_strides, target_strides)),
+        "TERMS": terms,
+        "BM": tiling.bm,
+        "BN": tiling.bn,
+        "BK": tiling.bk,
+        "STAGES": tiling.stages,
+        "GUARD": guard,
+        "GRAM": gram,
+        "SHARED": shared,
+        "SLICED": slices > 1,
+    }
+    return tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices, integers, constants
