@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -422,6 +422,8 @@ def test_a_launch_goes_to_the_device_that_holds_the_operands(
     monkeypatch.setattr(launching, "torch", fake_torch)
 
     class Kernel:
+        arg_names: ClassVar = ["x"]
+
         def __getitem__(self, grid: object) -> Callable[..., None]:
             return lambda *args, **options: seen.append(current[0])
 
@@ -447,7 +449,8 @@ class Compiled:
 class Compiling:
     """A kernel that compiles at every call, and tells with what."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arg_names: str) -> None:
+        self.arg_names = list(arg_names)
         self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
         self.made: list[Compiled] = []
 
@@ -465,7 +468,8 @@ def test_a_launch_passes_everything_in_the_kernels_order_the_second_time_too(
     monkeypatch: pytest.MonkeyPatch, registers: int | None
 ) -> None:
     monkeypatch.setattr(launching, "CompiledKernel", Compiled)
-    kernel, x, descriptor = Compiling(), torch.empty(3), SimpleNamespace()
+    kernel = Compiling("tiles", "x", "m", "n", "alpha", "BM", "TERMS")
+    x, descriptor = torch.empty(3), SimpleNamespace()
     for alpha in (1.5, 2.5):
         launching.launch(
             kernel, 7, (x,), (11, 12), (alpha,), {"BM": 64, "TERMS": 2}, num_warps=8,
@@ -478,6 +482,14 @@ def test_a_launch_passes_everything_in_the_kernels_order_the_second_time_too(
     assert kernel.made[0].launches == [((7, 1, 1), (descriptor, x, 11, 12, 2.5, 64, 2))]
 
 
+def test_constants_in_another_order_than_the_kernels_are_noticed_at_once() -> None:
+    kernel = Compiling("x", "m", "BM", "TERMS")
+    with pytest.raises(AssertionError, match="TERMS"):
+        launching.launch(
+            kernel, 1, (torch.empty(3),), (11,), (), {"TERMS": 2, "BM": 64}, num_warps=1
+        )
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"registers": 64}, {"num_warps": 4}, {"integers": (12,)}, {"constants": {"BM": 128}},
@@ -488,7 +500,7 @@ def test_what_compilation_depends_on_is_compiled_apart(
     monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(launching, "CompiledKernel", Compiled)
-    kernel = Compiling()
+    kernel = Compiling("x", "m", "alpha", "BM")
     first: dict[str, Any] = {
         "tensors": (torch.empty(5),), "integers": (11,), "floats": (1.0,),
         "constants": {"BM": 64}, "num_warps": 8, "registers": 128,

@@ -83,6 +83,8 @@ def launch(
     if registers is not None:
         options["maxnreg"] = registers
     arguments = (*descriptors, *tensors, *integers, *floats)
+    # Constants go by name now and by place from the second time on.
+    assert kernel.arg_names[len(arguments) :] == list(constants), kernel.arg_names
     if _only_compiles.get():
         kernel.warmup(*arguments, grid=(blocks,), **constants, **options)
         return
