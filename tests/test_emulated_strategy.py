@@ -40,6 +40,10 @@ ONE_TERM = {"method": "fp16"}
 LENGTHS = (1, 16, 64, 128, 192, 256, 512, 1000, 4096, 2**14, 2**17, 2**20)
 
 
+def ceil_div(x: int, y: int) -> int:
+    return -(-x // y)
+
+
 def problem(m: int = 4096, n: int = 4096, k: int = 4096, **facts: object) -> Problem:
     """A problem whose operands are aligned, unless ``facts`` say otherwise."""
     contiguous = contiguous_problem(m, n, k, torch.float32)
@@ -249,7 +253,7 @@ def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> N
         ({**PARAMS, "bn": 16}, "at least 64 x 64"),
         ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
-        ({**FUSED, "form": "overlapped", "stages": 2}, "3 stages at least"),
+        ({**FUSED, "form": "overlapped", "stages": 2}, "takes 3 stages or more"),
         ({**FUSED, "chunk": 96}, "does not take chunk=96"),
         ({**FUSED, "bk": 128}, "does not take bk=128"),
         ({**FUSED, "slices": 0}, "does not take slices=0"),
@@ -351,6 +355,20 @@ def test_k_is_sliced_where_tiles_leave_the_device_idle_and_nowhere_else() -> Non
     for k in (512, 4096, 2**18):
         for params in STRATEGY.space(problem(64, 64, k), GPU):
             assert int(params["slices"]) == 1 or k / int(params["slices"]) >= int(params["bk"])
+
+
+def test_the_split_form_is_offered_as_many_slices_as_its_chunks_make() -> None:
+    sliced = 0
+    for m, n, k in itertools.product((64, 768, 1167, 3072), (500, 3863), (1024, 3597, 8192)):
+        where = problem(m, n, k)
+        for params in STRATEGY.space(where, GPU):
+            if params["form"] == "split":
+                chunk, slices = int(params["chunk"]), int(params["slices"])
+                assert ceil_div(k, ceil_div(ceil_div(k, chunk), slices) * chunk) == slices
+                sliced += slices > 1
+                one = Candidate.of("emulated_fp32", **{**params, "slices": 5})
+                assert slices in (1, STRATEGY.fitted(one, where, GPU).kwargs["slices"])
+    assert sliced > 50
 
 
 def test_one_chunk_that_covers_k_is_enough() -> None:

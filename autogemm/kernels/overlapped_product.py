@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from autogemm.kernels.epilogue import rows_of
+from autogemm.kernels.fused_product import fused_product
 from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.raster import is_gram, tile_count
 from autogemm.kernels.reduce import reduce_slices
@@ -29,6 +30,8 @@ _LOWEST_EXPONENT = gl.constexpr(-84)
 _CERTIFIED = gl.constexpr(2.0**19)
 _SMALLEST_HALF = gl.constexpr(2.0**-24)
 _IEEE_BLOCK = gl.constexpr(16)
+_FAR = 2**23
+"""Offsets within a block fit 32 bits below this pitch: it has 256 rows at most."""
 
 
 @gluon.constexpr_function
@@ -450,8 +453,16 @@ def overlapped_product(
 ) -> None:
     """Write α·A·B + β·C (α·A·B where C is None) into ``out``, as ``fused_product`` does.
 
-    ``tiling.stages`` is how many blocks of k shared memory holds.
+    ``tiling.stages`` is how many blocks of k shared memory holds, 3 or more: two are multiplied
+    while the next is written. Where rows lie too far apart for 32-bit offsets, ``fused_product``
+    computes the same.
     """
+    if max(*A.stride(), *B.stride()) >= _FAR:
+        fused_product(
+            alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=slices, tiling=tiling,
+            gain=gain, guard=guard,
+        )  # fmt: skip
+        return
     (m, k), n = A.shape, B.shape[1]
     gram = tiling.bm == tiling.bn and is_gram(A, B)
     tiles = tile_count(m, n, tiling.bm, tiling.bn, gram=gram)

@@ -123,7 +123,7 @@ class EmulatedFP32(Strategy):
         if max(tile_of(params)) < 64:
             return ["a tile needs 64 rows or columns"]
         if params["form"] == "overlapped" and int(params["stages"]) < 3:
-            return ["form 'overlapped' splits, multiplies and waits in 3 stages at least"]
+            return ["form 'overlapped' takes 3 stages or more: two are read while one is written"]
         return []
 
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
@@ -146,7 +146,7 @@ class EmulatedFP32(Strategy):
                     continue
                 tiles_here = tiles_of(problem, bm, bn)
                 for chunk in _chunks("split", method, problem.k):
-                    even = _evening(tiles_here, device, problem.k // chunk)
+                    even = _evening(tiles_here, device, -(-problem.k // chunk))
                     for slices in sorted({1, even}):
                         for group in (8, 16) if tiles_here > 2 * device.units else (8,):
                             yield _params(
@@ -176,7 +176,8 @@ class EmulatedFP32(Strategy):
         if params["form"] == "split":
             if params["slices"] != 1:
                 tiles = tiles_of(problem, *tile_of(params))
-                params["slices"] = _evening(tiles, device, problem.k // int(params["chunk"]))
+                chunks = -(-problem.k // int(params["chunk"]))
+                params["slices"] = _evening(tiles, device, chunks)
             return Candidate.of(self.name, **params)
         snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
         if snug != tile_of(params):
@@ -357,14 +358,16 @@ def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list
     return sorted({_filling(problem, device, bm, bn, bk, waves) for waves in _WAVES})
 
 
-def _evening(tiles: int, device: Device, most: int) -> int:
+def _evening(tiles: int, device: Device, chunks: int) -> int:
     """How many slices make the last wave of tiles worth its time, 1 where they hardly would."""
 
     def waves(slices: int) -> float:
         """Of whole tiles, in time."""
-        return -(-tiles * slices // device.units) / slices
+        return -(-tiles * slices // device.units) * -(-chunks // slices) / chunks
 
-    best = min(range(1, max(1, min(most, _MOST_EVENING)) + 1), key=waves)
+    # As many as there are: slices are of whole chunks.
+    numbers = {-(-chunks // -(-chunks // wanted)) for wanted in range(1, _MOST_EVENING + 1)}
+    best = min(sorted(numbers), key=waves)
     return best if waves(best) < _WORTH_SLICING * waves(1) else 1
 
 
