@@ -13,7 +13,7 @@ from typing import Protocol
 
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
-from autogemm.database.prediction import host_margin, is_noisier, waits_for_host
+from autogemm.database.prediction import host_margin, is_noisier, sure_gain, waits_for_host
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem
@@ -25,9 +25,6 @@ FINALISTS = 3
 """Candidates a level and mode send to the finals, besides the baseline and the old choice."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
-UNSTEADY_MARGIN = 1.2
-"""What a candidate whose speed depends on the data must win by over one whose does not. On an
-H200 GPT-2's gradients took ``emulated_fp32``'s fused form several times as long as normal data."""
 TIE = 1.01
 """Candidates within this ratio of the best are tied; the simplest strategy takes it."""
 
@@ -76,7 +73,7 @@ def finals(
             # What will stand in where a table is used without the packages of its choice.
             plain = (c.candidate for c in able if not BY_NAME[c.candidate.strategy].needs_extras)
             entrants.update(dict.fromkeys(itertools.islice(plain, 1)))
-            steady = (row.candidate for row in able if _is_steady(row.candidate))
+            steady = (c.candidate for c in able if sure_gain(c.candidate, 1.0) == 1.0)
             entrants.update(dict.fromkeys(itertools.islice(steady, 1)))
             entrants.update({baseline(problem, level): None})
         entrants.update(
@@ -117,14 +114,14 @@ def choose(
 
     It takes a median ratio of at least ``margin`` (``host_margin`` for what waits for the
     host) with its confidence interval above 1 to replace the baseline; ties go to the
-    simplest strategy. One whose speed depends on the data counts as ``UNSTEADY_MARGIN`` slower.
+    simplest strategy. Of one whose speed depends on the data ``sure_gain`` counts.
     """
     if base not in times:
         return None
     ratios = {candidate: ratio(times[base], samples) for candidate, samples in times.items()}
     won = {}
     for candidate, r in ratios.items():
-        sure = r.median if _is_steady(candidate) else r.median / UNSTEADY_MARGIN
+        sure = sure_gain(candidate, r.median)
         least = host_margin(base in host_bound) if candidate in host_bound else margin
         if candidate != base and sure >= least and r.low > 1.0:
             won[candidate] = sure
@@ -147,10 +144,6 @@ def choose(
         runner_up=runner_up,
         runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
     )
-
-
-def _is_steady(candidate: Candidate) -> bool:
-    return BY_NAME[candidate.strategy].is_steady(candidate.kwargs)
 
 
 def _runs(row: Measured) -> bool:

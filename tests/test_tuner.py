@@ -24,13 +24,14 @@ from invented import AXPBY, BF16, CPU, FULL, GPU, TF32, choice, entry, row
 from autogemm import finals, search, strategies, tuner
 from autogemm.accuracy import error_norm, sample_references, worst_ratio
 from autogemm.database import Choice, Entry, Measured, read_table, table_path
+from autogemm.database.prediction import Model
 from autogemm.device import Device, device_of
 from autogemm.errors import DatabaseError, DatabaseWarning, PluginWarning
 from autogemm.finals import choose
 from autogemm.journal import open_storage
 from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio, without_directories
 from autogemm.operands import make_operands, normal
-from autogemm.precision import ErrorBound, growth
+from autogemm.precision import ErrorBound, Tolerance, growth
 from autogemm.problem import LAYOUTS, UPDATES, Problem, Update, _layout, contiguous_problem
 from autogemm.search import STARTS, TRIALS, Search, chosen_in, seeds_for
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, Params, ParamValue, Run, Strategy
@@ -1176,12 +1177,21 @@ def test_a_real_win_is_found_in_the_same_noise() -> None:
 def test_what_depends_on_the_data_wins_by_far_or_not_at_all(
     steady: float, unsteady: float, winner: str | None
 ) -> None:
-    split, fused = (Candidate.of("emulated_fp32", form=form) for form in ("split", "fused"))
+    params = {"method": "fp16x3", "bm": 64, "bn": 64, "bk": 32, "warps": 4, "stages": 3}
+    params |= {"chunk": 128, "slices": 1, "group": 8}
+    split, fused = (
+        Candidate.of("emulated_fp32", form=form, **params) for form in ("split", "fused")
+    )
     times = {FULL: [100.0] * 20, split: [steady] * 20, fused: [unsteady] * 20}
     choice = choose(times, FULL)
     assert choice is not None
     assert choice.candidate.kwargs.get("form") == winner
     assert choice.us == min(times[choice.candidate])
+    # A neighbour is predicted by the same rule.
+    measured = [row(candidate, us[0]) for candidate, us in times.items()]
+    known = Model([(entry(CUBE, {"highest": choice}, measured), 1.0)])
+    predicted = known.predict(replace(CUBE, k=CUBE.k + 64), Tolerance("highest"), "graph")
+    assert [p.candidate.kwargs.get("form") for p in predicted][:1] == ([winner] if winner else [])
 
 
 def test_the_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:

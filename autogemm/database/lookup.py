@@ -16,6 +16,7 @@ from autogemm.database.prediction import (
     admits,
     host_margin,
     is_noisier,
+    sure_gain,
     waits_for_host,
 )
 from autogemm.database.reading import read_table
@@ -266,8 +267,8 @@ def _ranked(
         if us is not None and candidate.strategy in BY_NAME
     ]
     if admits(base, entry.problem, tolerance):
-        ratios = [(candidate, ratio) for candidate, ratio in ratios if ratio >= margin]
-    return sorted(ratios, key=lambda item: item[1], reverse=True)
+        ratios = [item for item in ratios if sure_gain(*item) >= margin]
+    return sorted(ratios, key=lambda item: sure_gain(*item), reverse=True)
 
 
 # -------------------------------------------------------------------------------- loading
