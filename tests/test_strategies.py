@@ -276,7 +276,7 @@ def drawn() -> list[Any]:
     """Corners that each candidate takes; for one that takes none, a case to skip."""
     drawn_cases = []
     for strategy, params, dtype, place_, device, label in candidates():
-        wanted = max(18, 72 // len(parameter_sets(strategy, dtype, device)))
+        wanted = max(18, 48 // len(parameter_sets(strategy, dtype, device)))
         endless = cases(dtype, label, batches_of(strategy))
         proposed = list(itertools.islice(endless, 3 * wanted))
         taken = [
