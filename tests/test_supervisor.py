@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -50,6 +51,8 @@ class Machine:
         return subprocess.Popen(
             command, env=settings, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # A shell has what it starts in the background ignore Ctrl-C, and children inherit it.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *options: str, **environment: str) -> tuple[int, str, str]:
