@@ -12,15 +12,19 @@ again in IEEE arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
-from autogemm.kernels.launch import ceil_div, launch, registers_for_two, written
+from autogemm.kernels.launch import ceil_div, launch, registers_for_two
 from autogemm.kernels.operands import described, load_tiles
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
-from autogemm.kernels.reduce import reduce_slices
+from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split import LOWEST_EXPONENT
 from autogemm.kernels.split_product import Tiling
 
@@ -220,22 +224,49 @@ def fused_product(
     sums, against the tensor cores' habit of truncating. Without ``guard``, for benchmarks
     alone, the result is right for ordinary operands only.
     """
-    # Two programs share a multiprocessor: one converts while the other multiplies.
-    registers = registers_for_two(tiling.warps) if tiling.warps == 8 else None
+    a_t, b_t = A.stride(1) != 1, B.stride(1) != 1
+    launch_product(
+        _fused_kernel, alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=slices,
+        tiling=tiling, gain=gain, guard=guard,
+        # Two programs share a multiprocessor: one converts while the other multiplies.
+        registers=registers_for_two(tiling.warps) if tiling.warps == 8 else None,
+        descriptors=(
+            described(A, a_t, tiling.bm, tiling.bk),
+            described(B, b_t, tiling.bk, tiling.bn),
+        ),
+    )  # fmt: skip
+
+
+def launch_product(
+    kernel: Any,
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    terms: int,
+    chunk: int,
+    slices: int,
+    tiling: Tiling,
+    gain: float,
+    guard: bool,
+    registers: int | None = None,
+    descriptors: tuple[TensorDescriptor, ...] = (),
+    constants: Mapping[str, int | bool] | None = None,
+) -> None:
+    """Launch a kernel with the parameters of ``_fused_kernel``, and ``constants`` behind them."""
     (m, k), n = A.shape, B.shape[1]
     gram = tiling.bm == tiling.bn and is_gram(A, B)
-    tiles = tile_count(m, n, tiling.bm, tiling.bn, gram=gram)
     slice_k = ceil_div(ceil_div(k, slices), tiling.bk) * tiling.bk
     slices = ceil_div(k, slice_k)
-    target, source = out, C
-    if slices > 1:
-        target, source = torch.empty(slices * m, n, dtype=torch.float32, device=A.device), None
+    target, source = target_of(slices, C, out)
     read = target if source is None else source
-    a_t, b_t = A.stride(1) != 1, B.stride(1) != 1
     b_k, b_row = B.stride()
     launch(
-        _fused_kernel,
-        tiles * slices,
+        kernel,
+        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
         (A, B, read, target),
         (
             m,
@@ -254,8 +285,8 @@ def fused_product(
         {
             "HAS_C": source is not None,
             "ROWS": min(rows_of(read), rows_of(target)),
-            "A_T": a_t,
-            "B_T": b_t,
+            "A_T": A.stride(1) != 1,
+            "B_T": B.stride(1) != 1,
             "TERMS": terms,
             "BM": tiling.bm,
             "BN": tiling.bn,
@@ -264,15 +295,10 @@ def fused_product(
             "GUARD": guard,
             "GRAM": gram,
             "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+            **(constants or {}),
         },
         num_warps=tiling.warps,
         registers=registers,
-        descriptors=(
-            described(A, a_t, tiling.bm, tiling.bk),
-            described(B, b_t, tiling.bk, tiling.bn),
-        ),
+        descriptors=descriptors,
     )
-    if slices > 1:
-        reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
-    else:
-        written(out)
+    finish(alpha, target, slices, beta, C, out)

@@ -18,11 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.epilogue import rows_of
-from autogemm.kernels.fused_product import fused_product
-from autogemm.kernels.launch import ceil_div, launch, written
-from autogemm.kernels.raster import is_gram, tile_count
-from autogemm.kernels.reduce import reduce_slices
+from autogemm.kernels.fused_product import fused_product, launch_product
 from autogemm.kernels.split_product import Tiling
 
 _PLACE = gl.constexpr(11)
@@ -227,9 +223,9 @@ def _overlapped_kernel(
     a, b, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col, slice_k,
     chunk_blocks, group, alpha, beta, gain,
     HAS_C: gl.constexpr, ROWS: gl.constexpr, A_T: gl.constexpr, B_T: gl.constexpr,
-    A_WHOLE: gl.constexpr, B_WHOLE: gl.constexpr, TERMS: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr, BK: gl.constexpr, BUFFERS: gl.constexpr, GUARD: gl.constexpr,
-    GRAM: gl.constexpr, SHARED: gl.constexpr, W: gl.constexpr,
+    TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
+    STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
+    A_WHOLE: gl.constexpr, B_WHOLE: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     LA: gl.constexpr = _in_registers(0 if A_T else 1, BM, BK, W)
     LB: gl.constexpr = _in_registers(0 if B_T else 1, BK, BN, W)
@@ -289,11 +285,11 @@ def _overlapped_kernel(
 
     SA: gl.constexpr = _in_shared(0 if A_T else 1, BM, BK)
     SB: gl.constexpr = _in_shared(0 if B_T else 1, BK, BN)
-    a_hi = gl.allocate_shared_memory(gl.float16, [BUFFERS, BM, BK], SA)
-    b_hi = gl.allocate_shared_memory(gl.float16, [BUFFERS, BK, BN], SB)
+    a_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BM, BK], SA)
+    b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BK, BN], SB)
     if TERMS == 2:
-        a_lo = gl.allocate_shared_memory(gl.float16, [BUFFERS, BM, BK], SA)
-        b_lo = gl.allocate_shared_memory(gl.float16, [BUFFERS, BK, BN], SB)
+        a_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BM, BK], SA)
+        b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BK, BN], SB)
     else:
         a_lo = a_hi
         b_lo = b_hi
@@ -343,7 +339,7 @@ def _overlapped_kernel(
                 a_hi.index(buffer), a_lo.index(buffer), b_hi.index(buffer), b_lo.index(buffer),
                 acc, fresh, TERMS,
             )  # fmt: skip
-            buffer = gl.where(buffer == BUFFERS - 1, 0, buffer + 1)
+            buffer = gl.where(buffer == STAGES - 1, 0, buffer + 1)
             _put(x, a_down[:, None], a_hi.index(buffer), a_lo.index(buffer), TERMS)
             _put(y, b_down[None, :], b_hi.index(buffer), b_lo.index(buffer), TERMS)
             x = next_x
@@ -464,54 +460,12 @@ def overlapped_product(
         )  # fmt: skip
         return
     (m, k), n = A.shape, B.shape[1]
-    gram = tiling.bm == tiling.bn and is_gram(A, B)
-    tiles = tile_count(m, n, tiling.bm, tiling.bn, gram=gram)
-    slice_k = ceil_div(ceil_div(k, slices), tiling.bk) * tiling.bk
-    slices = ceil_div(k, slice_k)
-    target, source = out, C
-    if slices > 1:
-        target, source = torch.empty(slices * m, n, dtype=torch.float32, device=A.device), None
-    read = target if source is None else source
-    a_t, b_t = A.stride(1) != 1, B.stride(1) != 1
-    b_k, b_row = B.stride()
-    launch(
-        _overlapped_kernel,
-        tiles * slices,
-        (A, B, read, target),
-        (
-            m,
-            n,
-            k,
-            *A.stride(),
-            b_row,
-            b_k,
-            *read.stride(),
-            *target.stride(),
-            slice_k,
-            chunk // tiling.bk,
-            tiling.group,
-        ),
-        (alpha, beta, gain) if slices == 1 else (1.0, 0.0, gain),
-        {
-            "HAS_C": source is not None,
-            "ROWS": min(rows_of(read), rows_of(target)),
-            "A_T": a_t,
-            "B_T": b_t,
-            "A_WHOLE": (m if a_t else k) % 4 == 0,
-            "B_WHOLE": (k if b_t else n) % 4 == 0,
-            "TERMS": terms,
-            "BM": tiling.bm,
-            "BN": tiling.bn,
-            "BK": tiling.bk,
-            "BUFFERS": tiling.stages,
-            "GUARD": guard,
-            "GRAM": gram,
-            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+    launch_product(
+        _overlapped_kernel, alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=slices,
+        tiling=tiling, gain=gain, guard=guard,
+        constants={
+            "A_WHOLE": (k if A.stride(1) == 1 else m) % 4 == 0,
+            "B_WHOLE": (n if B.stride(1) == 1 else k) % 4 == 0,
             "W": tiling.warps,
         },
-        num_warps=tiling.warps,
-    )
-    if slices > 1:
-        reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
-    else:
-        written(out)
+    )  # fmt: skip

@@ -61,3 +61,24 @@ def reduce_slices(
         num_warps=4,
     )
     written(out)
+
+
+def target_of(
+    slices: int, C: torch.Tensor | None, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Where a kernel writes, and the C that it adds: a matrix a slice, and none, where k is cut."""
+    if slices == 1:
+        return out, C
+    m, n = out.shape
+    return torch.empty(slices * m, n, dtype=torch.float32, device=out.device), None
+
+
+def finish(
+    alpha: float, target: torch.Tensor, slices: int, beta: float, C: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:  # fmt: skip
+    """Make ``out`` of what was written to ``target_of`` it."""
+    if slices > 1:
+        reduce_slices(alpha, target.view(slices, *out.shape), beta, C, out)
+    else:
+        written(out)

@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 
 from autogemm.kernels.epilogue import ieee_tile, rows_by, store_both
-from autogemm.kernels.launch import REMEMBERED, ceil_div, launch, written
+from autogemm.kernels.launch import REMEMBERED, ceil_div, launch
 from autogemm.kernels.operands import descriptor
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
-from autogemm.kernels.reduce import reduce_slices
+from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split import Split
 
 TOTAL_SCALE = 2.0**14
@@ -261,9 +261,7 @@ def split_product(
     (m, k), n = A.shape, B.shape[1]
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
-    target, source = out, C
-    if slices > 1:
-        target, source = torch.empty(slices * m, n, dtype=torch.float32, device=A.device), None
+    target, source = target_of(slices, C, out)
     read = target if source is None else source
     blocks, integers, constants = _plan(
         m, n, k, A.stride(), B.stride(), read.stride(), target.stride(),
@@ -286,10 +284,7 @@ def split_product(
         num_warps=tiling.warps,
         descriptors=(a_terms, b_terms),
     )
-    if slices > 1:
-        reduce_slices(alpha, target.view(slices, m, n), beta, C, out)
-    else:
-        written(out)
+    finish(alpha, target, slices, beta, C, out)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
