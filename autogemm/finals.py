@@ -94,7 +94,7 @@ def finals(
             able_there = {row.candidate for row in able_at(problem, level, rows)}
             base = baseline(problem, level)
             field = {c: t for c, t in times.items() if c in able_there or c == base}
-            waiting = {c for c in field if waits_for_host(by_candidate[c])}
+            waiting = {c for c in field if waits_for_host(by_candidate[c], by_candidate.get(base))}
             host_bound = waiting if mode == "eager" else ()
             margin = SWITCH_MARGIN if has_graphs else CPU_MARGIN
             choice = choose(field, base, host_bound, margin)

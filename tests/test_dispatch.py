@@ -204,6 +204,25 @@ def test_a_choice_that_a_slower_host_would_undo_is_left_to_the_baseline(
     assert plan(known, CUBE, mode="graph").candidate == AXPBY
 
 
+@pytest.mark.parametrize(
+    ("base_us", "graph_us", "eager_us", "stays"),
+    [
+        (190.0, 100.0, 115.0, True),  # exceeds its graph time by no more than addmm's does
+        (190.0, 100.0, 117.0, False),
+        (180.0, 100.0, 115.0, True),  # addmm itself waits: 1.25 suffices
+        (190.0, 55.0, 120.0, False),
+        (190.0, 55.0, 63.0, True),
+        (70.0, 55.0, 61.0, True),
+    ],
+)
+def test_what_eager_times_of_the_baseline_exceed_its_graph_times_by_is_not_the_host(
+    base_us: float, graph_us: float, eager_us: float, stays: bool
+) -> None:
+    rows = [row(FULL, 200.0, graph_us=base_us), row(AXPBY, eager_us, graph_us=graph_us)]
+    known = evidence(entry(CUBE, {"highest": choice(AXPBY, ratio=200.0 / eager_us)}, rows))
+    assert plan(known, CUBE, mode="eager").candidate == (AXPBY if stays else FULL)
+
+
 def test_rows_that_this_version_cannot_read_are_no_evidence() -> None:
     strange = [
         Candidate.of("ksplit", form="batched"),

@@ -534,6 +534,13 @@ def with_zeros_opposite() -> tuple[torch.Tensor, torch.Tensor]:
     return A, B
 
 
+def with_large_elements_that_meet_zeros() -> tuple[torch.Tensor, torch.Tensor]:
+    """What terms make of the other elements overflows, although the result does not."""
+    A, B = ordinary()
+    A[:, 0], B[0] = 0, 2.0**70
+    return 2.0**110 * A, B
+
+
 def where_infinities_meet() -> tuple[torch.Tensor, torch.Tensor]:
     A, B = ordinary()
     A[3, 40], B[40, 7] = math.inf, -math.inf
@@ -555,7 +562,8 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ("split", "chunks_differ", None, with_a_large_chunk_that_meets_zeros, (1, 1), False),
     ("split", "a_sum_of_zeros_is_exact", None, with_zeros_opposite, (1, 0), False),
     ("split", "infinities_meet", 2, where_infinities_meet, (0, 1), True),
-    ("split", "infinities_meet", 1, where_infinities_meet, (0, 0), False),
+    ("split", "infinities_meet", 1, where_infinities_meet, (1, 0), False),
+    ("split", "what_was_lost_overflows", None, with_large_elements_that_meet_zeros, (1, 1), True),
     ("fused", "the_first_block_certifies", None, with_a_tiny_element, (0, 0), False),
     ("fused", "the_total_certifies", None, lambda: late(*ordinary()), (0, 0), False),
     ("fused", "the_sum_of_moduli_certifies", None, lambda: that_cancel(64), (1, 0), False),
@@ -866,6 +874,7 @@ def test_the_bound_holds_on_hostile_operands(name: str, candidate: Candidate) ->
     assert serve(candidate, -0.75, A, B, 0.5, C, "C", truth)
 
 
+ONE_TERM = emulated("split", "fp16", chunk=64)
 SINGLE = [name for name in names_for(torch.float32) if name not in names_for(torch.float64)]
 """Made for the short terms that float32 may be split into."""
 
@@ -874,7 +883,7 @@ SINGLE = [name for name in names_for(torch.float32) if name not in names_for(tor
 def test_the_bound_holds_on_hostile_operands_that_one_block_of_k_holds(name: str) -> None:
     A, B, _ = HOSTILE[name](24, 20, 28, torch.float32, seeded("one block", name))
     truth = Truth(1.0, A, B, 0.0, None)
-    for candidate in EMULATED:
+    for candidate in (*EMULATED, ONE_TERM):
         assert serve(candidate, 1.0, A.to(PLACE), B.to(PLACE), 0.0, None, "col", truth)
 
 

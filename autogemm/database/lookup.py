@@ -188,7 +188,7 @@ class Evidence:
         on_slow_hosts = host_margin(base is not None and waits_for_host(base))
 
         def waits(row: Measured | None) -> bool:
-            return mode == "eager" and row is not None and waits_for_host(row)
+            return mode == "eager" and row is not None and waits_for_host(row, base)
 
         if base is not None and waits(row) and choice.ratio < on_slow_hosts:
             why = f"{choice.candidate.strategy}, {choice.ratio:.3g}x, may lose on a slower host"

@@ -188,7 +188,9 @@ def _product_kernel(
             a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
             b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
             need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
-            doubtful = tl.max(tl.max((tl.abs(total) < need).to(tl.int32), 1), 0)
+            size = tl.abs(total)  # inf: what was lost may have been all that was finite
+            small = (size < need) | ((size == float("inf")) & (need > 0))
+            doubtful = tl.max(tl.max(small.to(tl.int32), 1), 0)
             # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
             met = (total != total) & (a_odd[:, None] & b_odd[None, :])
             wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
