@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -394,121 +394,6 @@ def test_axpby_without_c_reads_none() -> None:
     out = torch.full((3, 4), torch.nan, device=PLACE)
     axpby(2.0, P, 0.0, None, out)
     assert torch.equal(out, 2.0 * P)
-
-
-# ------------------------------------------------------------------------------------ launch
-
-
-def test_a_launch_goes_to_the_device_that_holds_the_operands(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Triton launches on the current device, which need not be the operands'."""
-    current = [0]
-    seen: list[int] = []
-
-    class OnDevice:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def __enter__(self) -> None:
-            self.before, current[0] = current[0], self.index
-
-        def __exit__(self, *_: object) -> None:
-            current[0] = self.before
-
-    fake_torch = SimpleNamespace(
-        cuda=SimpleNamespace(current_device=lambda: current[0], device=OnDevice)
-    )
-    monkeypatch.setattr(launching, "torch", fake_torch)
-
-    class Kernel:
-        arg_names: ClassVar = ["x"]
-
-        def __getitem__(self, grid: object) -> Callable[..., None]:
-            return lambda *args, **options: seen.append(current[0])
-
-    for index in (0, 1, 0):
-        x = SimpleNamespace(
-            dtype=torch.float32, data_ptr=lambda: 0, get_device=functools.partial(int, index)
-        )
-        launching.launch(Kernel(), 1, (x,), (), (), {}, num_warps=1)
-    assert seen == [0, 1, 0]
-    assert current == [0]
-
-
-class Compiled:
-    """What a kernel compiles to: remembers its launches."""
-
-    def __init__(self) -> None:
-        self.launches: list[tuple[tuple[int, ...], tuple[object, ...]]] = []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *args: self.launches.append((grid, args))
-
-
-class Compiling:
-    """A kernel that compiles at every call, and tells with what."""
-
-    def __init__(self, *arg_names: str) -> None:
-        self.arg_names = list(arg_names)
-        self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
-        self.made: list[Compiled] = []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
-        def call(*args: object, **options: object) -> Compiled:
-            self.calls.append((args, options))
-            self.made.append(Compiled())
-            return self.made[-1]
-
-        return call
-
-
-@pytest.mark.parametrize("registers", [None, 128])
-def test_a_launch_passes_everything_in_the_kernels_order_the_second_time_too(
-    monkeypatch: pytest.MonkeyPatch, registers: int | None
-) -> None:
-    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
-    kernel = Compiling("tiles", "x", "m", "n", "alpha", "BM", "TERMS")
-    x, descriptor = torch.empty(3), SimpleNamespace()
-    for alpha in (1.5, 2.5):
-        launching.launch(
-            kernel, 7, (x,), (11, 12), (alpha,), {"BM": 64, "TERMS": 2}, num_warps=8,
-            registers=registers, descriptors=(descriptor,),
-        )  # fmt: skip
-    limit = {} if registers is None else {"maxnreg": registers}
-    assert kernel.calls == [
-        ((descriptor, x, 11, 12, 1.5), {"BM": 64, "TERMS": 2, "num_warps": 8, **limit})
-    ]
-    assert kernel.made[0].launches == [((7, 1, 1), (descriptor, x, 11, 12, 2.5, 64, 2))]
-
-
-def test_constants_in_another_order_than_the_kernels_are_noticed_at_once() -> None:
-    kernel = Compiling("x", "m", "BM", "TERMS")
-    with pytest.raises(AssertionError, match="TERMS"):
-        launching.launch(
-            kernel, 1, (torch.empty(3),), (11,), (), {"TERMS": 2, "BM": 64}, num_warps=1
-        )
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"registers": 64}, {"num_warps": 4}, {"integers": (12,)}, {"constants": {"BM": 128}},
-     {"tensors": (torch.empty(5)[1:],)}, {"tensors": (torch.empty(5, dtype=torch.float64),)}],
-    ids=["registers", "warps", "integers", "constants", "alignment", "type"],
-)  # fmt: skip
-def test_what_compilation_depends_on_is_compiled_apart(
-    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
-    kernel = Compiling("x", "m", "alpha", "BM")
-    first: dict[str, Any] = {
-        "tensors": (torch.empty(5),), "integers": (11,), "floats": (1.0,),
-        "constants": {"BM": 64}, "num_warps": 8, "registers": 128,
-    }  # fmt: skip
-    for given in (first, {**first, **changed}, first, {**first, **changed}):
-        launching.launch(kernel, 1, **given)
-    assert len(kernel.calls) == 2
-    assert [len(made.launches) for made in kernel.made] == [1, 1]
 
 
 # --------------------------------------------------- strategies, from operands to the result

@@ -28,23 +28,24 @@ def grade_side_by_side(
     deadline: float = math.inf,
     report: Callable[[str], None] = lambda step: None,
 ) -> Grades:
-    """``grade`` by ``jobs`` processes, each with a share of the trials of a type.
+    """``grade`` by ``jobs`` processes, which take shares of the trials of a type in turn.
 
-    Raises what ``grade`` raises, and ``BrokenProcessPool`` where a process is killed. Whatever is
-    raised, KeyboardInterrupt too, ends the processes at once.
+    Where the time does not suffice, all types have been graded alike. Raises what ``grade`` raises,
+    and ``BrokenProcessPool`` where a process is killed. Whatever is raised, KeyboardInterrupt too,
+    ends the processes at once.
     """
     started, types = time.time(), [dtype for dtype in dtypes if has_oracle(dtype)]
     if not types:
         return grade(where, extent, dtypes=(), deadline=deadline)
-    shares = -(-jobs // len(types))
+    shares = jobs
     work = functools.partial(_part, where, extent, deadline=deadline, shares=shares)
     others = active_children()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         try:
             futures = {
                 pool.submit(work, dtypes=(dtype,), share=share): DTYPE_NAMES[dtype]
-                for dtype in types
                 for share in range(shares)
+                for dtype in types
             }
             parts = []
             for future in as_completed(futures):

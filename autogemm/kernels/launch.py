@@ -2,7 +2,8 @@
 
 On the host of an H200 (Triton 3.6) that analysis takes 20-40 µs for the thirty arguments of
 these kernels, more than the kernels themselves. It depends on what ``launch`` keys on: every
-integer's value, every pointer's type and 16-byte alignment, and the constants.
+integer's value, every pointer's type and 16-byte alignment, and the constants. ``direct`` then
+spares what Triton does for every launch of a compiled kernel, too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.aliasing import written as written
+from autogemm.kernels.direct import Start, is_watched, starter
 
 REMEMBERED = 4096
 """Kinds of calls whose launches are kept, here and by those who prepare them."""
 _REGISTERS = 65536
 """Of a multiprocessor, on every NVIDIA GPU since compute capability 3.5."""
-_compiled: dict[Hashable, Any] = {}
+_compiled: dict[Hashable, tuple[Any, Start | None, object]] = {}
+"""Compiled kernels, what starts them, and the kernels themselves, whose identity is in the key."""
 _only_compiles: ContextVar[bool] = ContextVar("only_compiles", default=False)
 
 
@@ -67,7 +70,7 @@ def launch(
             )  # fmt: skip
         return
     key = (
-        kernel,
+        id(kernel),  # hashing one takes a microsecond
         integers,
         tuple(constants.values()),
         tuple([(x.dtype, x.data_ptr() & 15) for x in tensors]),
@@ -77,7 +80,12 @@ def launch(
     )
     found = _compiled.get(key)
     if found is not None:
-        found[(blocks, 1, 1)](*descriptors, *tensors, *integers, *floats, *constants.values())
+        compiled, start, _ = found
+        rest = (*integers, *floats, *constants.values())
+        if start is None or is_watched():
+            compiled[(blocks, 1, 1)](*descriptors, *tensors, *rest)
+        else:
+            start(blocks, device, descriptors, tensors, rest)
         return
     options = {"num_warps": num_warps}
     if registers is not None:
@@ -92,7 +100,7 @@ def launch(
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
         if len(_compiled) >= REMEMBERED:
             _compiled.clear()
-        _compiled[key] = result
+        _compiled[key] = result, starter(result), kernel
 
 
 def compile_ahead(calls: Iterable[Callable[[], object]]) -> None:

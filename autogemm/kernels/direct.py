@@ -1,0 +1,93 @@
+"""Starts a compiled kernel through the C function Triton generated for it, and nothing else.
+
+On its way there ``CompiledKernel`` asks for the device, collects what profilers want to know,
+and asks the driver about every pointer. That is for callers who may have changed any of it; on the
+host of a GPU it takes longer than small products do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from autogemm.device import software_versions
+
+Start = Callable[
+    [int, int, Sequence[TensorDescriptor], Sequence[torch.Tensor], Sequence[object]], None
+]
+"""(programs, device, descriptors, tensors, everything that follows them): runs the kernel."""
+
+_KNOWN = "3.6"
+"""The version of Triton whose private parts are as this module takes them to be."""
+
+
+def starter(compiled: Any) -> Start | None:
+    """What starts a compiled kernel, or None where this Triton is not known to allow it."""
+    if not software_versions("cuda").get("triton", "").startswith(f"{_KNOWN}."):
+        return None
+    try:
+        return _starter(compiled)
+    except (AttributeError, ImportError, KeyError, TypeError):  # a build that differs
+        return None
+
+
+def _starter(compiled: Any) -> Start | None:
+    launcher = compiled.run
+    metas = getattr(compiled.metadata, "tensordesc_meta", None) or []
+    if (
+        type(launcher).__name__ != "CudaLauncher"
+        or launcher.global_scratch_size
+        or launcher.profile_scratch_size
+        or not all(metas)
+        or any(meta["fp4_padded"] for meta in metas)
+    ):
+        return None
+    from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
+
+    run = launcher.launch
+    if metas:  # Triton's own expansion of descriptors lies around it
+        run = inspect.getclosurevars(run).nonlocals.get("launcher")
+        if run is None:
+            return None
+    fill = triton.runtime.driver.active.utils.fill_tma_descriptor
+    known = [
+        (
+            meta["swizzle"], meta["elem_size"], TMA_DTYPE_DEVICE_TO_HOST[meta["elem_type"]],
+            meta["block_size"],
+        )
+        for meta in metas
+    ]  # fmt: skip
+    fixed = (
+        compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None,
+        compiled.packed_metadata, None, None, None,
+    )  # fmt: skip
+    stream_of = torch._C._cuda_getCurrentRawStream
+
+    def start(
+        programs: int,
+        device: int,
+        descriptors: Sequence[TensorDescriptor],
+        tensors: Sequence[torch.Tensor],
+        rest: Sequence[object],
+    ) -> None:
+        described: list[object] = []
+        for x, meta in zip(descriptors, known, strict=True):
+            described.append(fill(x.base.data_ptr(), *meta, x.shape, x.strides, 0))
+            described += x.shape
+            described += x.strides
+        pointers = [x.data_ptr() for x in tensors]
+        run(programs, 1, 1, stream_of(device), *fixed, *described, *pointers, *rest)
+
+    return start
+
+
+def is_watched() -> bool:
+    """Whether a profiler wants to hear of launches."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(enter.calls or leave.calls)

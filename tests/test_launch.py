@@ -1,0 +1,244 @@
+"""Launching kernels: what is compiled once, what every launch passes, and who starts it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+if not torch.cuda.is_available() and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"  # as the tests of kernels need it, read by the import
+
+import triton
+
+launching = importlib.import_module("autogemm.kernels.launch")
+direct = importlib.import_module("autogemm.kernels.direct")
+descriptor = importlib.import_module("autogemm.kernels.operands").descriptor
+
+def test_a_launch_goes_to_the_device_that_holds_the_operands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton launches on the current device, which need not be the operands'."""
+    current = [0]
+    seen: list[int] = []
+
+    class OnDevice:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            self.before, current[0] = current[0], self.index
+
+        def __exit__(self, *_: object) -> None:
+            current[0] = self.before
+
+    fake_torch = SimpleNamespace(
+        cuda=SimpleNamespace(current_device=lambda: current[0], device=OnDevice)
+    )
+    monkeypatch.setattr(launching, "torch", fake_torch)
+
+    class Kernel:
+        arg_names: ClassVar = ["x"]
+
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *args, **options: seen.append(current[0])
+
+    for index in (0, 1, 0):
+        x = SimpleNamespace(
+            dtype=torch.float32, data_ptr=lambda: 0, get_device=functools.partial(int, index)
+        )
+        launching.launch(Kernel(), 1, (x,), (), (), {}, num_warps=1)
+    assert seen == [0, 1, 0]
+    assert current == [0]
+
+
+class Compiled:
+    """What a kernel compiles to: remembers its launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[tuple[int, ...], tuple[object, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args: self.launches.append((grid, args))
+
+
+class Compiling:
+    """A kernel that compiles at every call, and tells with what."""
+
+    def __init__(self, *arg_names: str) -> None:
+        self.arg_names = list(arg_names)
+        self.calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+        self.made: list[Compiled] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
+        def call(*args: object, **options: object) -> Compiled:
+            self.calls.append((args, options))
+            self.made.append(Compiled())
+            return self.made[-1]
+
+        return call
+
+
+@pytest.mark.parametrize("registers", [None, 128])
+def test_a_launch_passes_everything_in_the_kernels_order_the_second_time_too(
+    monkeypatch: pytest.MonkeyPatch, registers: int | None
+) -> None:
+    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
+    kernel = Compiling("tiles", "x", "m", "n", "alpha", "BM", "TERMS")
+    x, descriptor = torch.empty(3), SimpleNamespace()
+    for alpha in (1.5, 2.5):
+        launching.launch(
+            kernel, 7, (x,), (11, 12), (alpha,), {"BM": 64, "TERMS": 2}, num_warps=8,
+            registers=registers, descriptors=(descriptor,),
+        )  # fmt: skip
+    limit = {} if registers is None else {"maxnreg": registers}
+    assert kernel.calls == [
+        ((descriptor, x, 11, 12, 1.5), {"BM": 64, "TERMS": 2, "num_warps": 8, **limit})
+    ]
+    assert kernel.made[0].launches == [((7, 1, 1), (descriptor, x, 11, 12, 2.5, 64, 2))]
+
+
+def test_constants_in_another_order_than_the_kernels_are_noticed_at_once() -> None:
+    kernel = Compiling("x", "m", "BM", "TERMS")
+    with pytest.raises(AssertionError, match="TERMS"):
+        launching.launch(
+            kernel, 1, (torch.empty(3),), (11,), (), {"TERMS": 2, "BM": 64}, num_warps=1
+        )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"registers": 64}, {"num_warps": 4}, {"integers": (12,)}, {"constants": {"BM": 128}},
+     {"tensors": (torch.empty(5)[1:],)}, {"tensors": (torch.empty(5, dtype=torch.float64),)}],
+    ids=["registers", "warps", "integers", "constants", "alignment", "type"],
+)  # fmt: skip
+def test_what_compilation_depends_on_is_compiled_apart(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
+    kernel = Compiling("x", "m", "alpha", "BM")
+    first: dict[str, Any] = {
+        "tensors": (torch.empty(5),), "integers": (11,), "floats": (1.0,),
+        "constants": {"BM": 64}, "num_warps": 8, "registers": 128,
+    }  # fmt: skip
+    for given in (first, {**first, **changed}, first, {**first, **changed}):
+        launching.launch(kernel, 1, **given)
+    assert len(kernel.calls) == 2
+    assert [len(made.launches) for made in kernel.made] == [1, 1]
+
+
+class Driver:
+    """A GPU's, as far as launches ask it."""
+
+    def __init__(self) -> None:
+        self.filled: list[tuple[object, ...]] = []
+        self.utils = SimpleNamespace(fill_tma_descriptor=self.fill)
+        self.get_current_device = lambda: 1
+        self.get_current_stream = lambda device: 100 + device
+
+    def fill(self, *description: object) -> tuple[object, ...]:
+        self.filled.append(description)
+        return description
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    fake = Driver()
+    monkeypatch.setattr(triton.runtime.driver, "_active", fake)
+    stream_of = fake.get_current_stream
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", stream_of, raising=False)
+    return fake
+
+
+TILES = {
+    "swizzle": 3, "elem_size": 2, "elem_type": 6, "block_size": [64, 32], "fp4_padded": False,
+}  # fmt: skip
+
+
+def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
+    """A kernel of a descriptor, a pointer, two numbers and a constant; the launcher is Triton's."""
+    from triton.backends.nvidia import driver as nvidia
+    from triton.compiler.compiler import CompiledKernel
+
+    signature = dict(enumerate(["tensordesc<fp16[64,32]>", "*fp32", "i32", "fp32", "constexpr"]))
+    facts = {
+        "launch": nvidia.wrap_handle_tensordesc(
+            lambda *args: calls.append(args), signature, [TILES]
+        ),
+        "global_scratch_size": 0, "global_scratch_align": 1, "profile_scratch_size": 0,
+        "profile_scratch_align": 1, "launch_cooperative_grid": False, "launch_pdl": False,
+        "num_ctas": 1, **other,
+    }  # fmt: skip
+    launcher = object.__new__(nvidia.CudaLauncher)
+    vars(launcher).update(facts)
+    compiled = object.__new__(CompiledKernel)
+    vars(compiled).update(
+        module=object(), _run=launcher, function=77, packed_metadata=(4, 1, 0), name="k", src=None,
+        metadata=SimpleNamespace(tensordesc_meta=[TILES], name="k"),
+    )  # fmt: skip
+    return compiled
+
+
+@pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="another Triton's launcher")
+def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None:
+    calls: list[tuple[object, ...]] = []
+    compiled = compiled_by_triton(calls)
+    start = direct.starter(compiled)
+    assert start is not None
+    x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
+    described = descriptor(x, (96, 36), 40, (64, 32))
+    rest = (11, 2.5, 64)
+    compiled[(7, 1, 1)](described, out, *rest)
+    start(7, 1, (described,), (out,), rest)
+    theirs, ours = calls
+    assert driver.filled[0] == driver.filled[1]
+    assert ours[:10] == theirs[:10] == (7, 1, 1, 101, 77, False, False, None, None, (4, 1, 0))
+    assert ours[10:13] == (None, None, None)  # no profiler listens
+    assert ours[13:18] == theirs[13:18] == (driver.filled[0], 96, 36, 40, 1)
+    assert theirs[18] is out
+    assert ours[18] == out.data_ptr()
+    assert ours[19:] == theirs[19:] == rest
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(
+    "other", [{"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"launch": len}]
+)
+def test_what_is_not_as_expected_is_left_to_triton(other: dict[str, object]) -> None:
+    assert direct.starter(compiled_by_triton([], **other)) is None
+    assert direct.starter(Compiled()) is None
+
+
+@pytest.mark.usefixtures("driver")
+def test_another_triton_launches_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "software_versions", lambda device_type: {"triton": "3.7.0"})
+    assert direct.starter(compiled_by_triton([])) is None
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_profiler_sees_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    kernel = Compiling("tiles", "x", "m", "alpha", "BM")
+    monkeypatch.setattr(launching, "CompiledKernel", object)
+    monkeypatch.setattr(Compiling, "__getitem__", lambda *_: lambda *a, **b: made)
+    made = compiled_by_triton(calls)
+    x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
+    given = {"num_warps": 4, "descriptors": (descriptor(x, (96, 36), 40, (64, 32)),)}
+    heard: list[object] = []
+    hook = triton.knobs.runtime.launch_enter_hook
+    for watched in (False, False, True, False):
+        if watched:
+            hook.add(heard.append)
+        launching.launch(kernel, 7, (out,), (11,), (2.5,), {"BM": 64}, **given)
+        hook.remove(heard.append)
+    assert [call[11] is None for call in calls] == [True, False, True]
