@@ -113,7 +113,7 @@ def main() -> int:
         packages = frozenset(name for strategy in BY_NAME.values() for name in strategy.packages)
         return show_regret(entries, dataclasses.replace(table.device, packages=packages))
     if options.guard:
-        return show_guard(entries, device_of(where), where)
+        return show_guard(entries, device_of(where), where, options.budget)
     return show_times(entries, device_of(where), where, options)
 
 
@@ -214,12 +214,17 @@ GUARD_EXAMPLES = (
 )  # fmt: skip
 
 
-def show_guard(entries: list[Entry], device: Device, where: torch.device) -> int:
-    rows = []
+def show_guard(
+    entries: list[Entry], device: Device, where: torch.device, budget: float | None
+) -> int:
+    rows, started = [], time.monotonic()
     for entry in entries:
         problem = entry.problem
         if (problem.m, problem.n, problem.k) not in GUARD_EXAMPLES:
             continue
+        if budget is not None and time.monotonic() - started > budget:
+            print("stopped by the budget", file=sys.stderr)
+            break
         with torch.no_grad():
             cost = benchmark.guard_cost(entry, device, where)
         if cost is not None:

@@ -562,7 +562,7 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ("split", "chunks_differ", None, with_a_large_chunk_that_meets_zeros, (1, 1), False),
     ("split", "a_sum_of_zeros_is_exact", None, with_zeros_opposite, (1, 0), False),
     ("split", "infinities_meet", 2, where_infinities_meet, (0, 1), True),
-    ("split", "infinities_meet", 1, where_infinities_meet, (1, 0), False),
+    ("split", "infinities_meet", 1, where_infinities_meet, (0, 0), False),
     ("split", "what_was_lost_overflows", None, with_large_elements_that_meet_zeros, (1, 1), True),
     ("fused", "the_first_block_certifies", None, with_a_tiny_element, (0, 0), False),
     ("fused", "the_total_certifies", None, lambda: late(*ordinary()), (0, 0), False),

@@ -31,6 +31,8 @@ CERTIFIED = {2: 2.0**8, 1: 2.0**20}
 elements are at most k/16 units of the result's own bound."""
 
 _UNDERFLOW = tl.constexpr(2.0**-96)
+_OVERFLOWS = tl.constexpr(2.0**64)
+"""Up to this need the sum of 2³¹ finite products of terms, each below 2³⁰, is finite."""
 _TOTAL_SCALE = tl.constexpr(TOTAL_SCALE)
 _FLAG_CHUNKS = tl.constexpr(8)
 
@@ -188,9 +190,9 @@ def _product_kernel(
             a_largest, a_odd = _stretches(a_scales, m, i0, chunks, BM)
             b_largest, b_odd = _stretches(b_scales, n, j0, chunks, BN)
             need = _needed(a_largest, b_largest, a_odd, b_odd, certified)
-            size = tl.abs(total)  # inf: what was lost may have been all that was finite
-            small = (size < need) | ((size == float("inf")) & (need > 0))
-            doubtful = tl.max(tl.max(small.to(tl.int32), 1), 0)
+            size = tl.abs(total)
+            beyond = (size == float("inf")) & (need > _OVERFLOWS)  # by what was lost, maybe
+            doubtful = tl.max(tl.max(((size < need) | beyond).to(tl.int32), 1), 0)
             # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
             met = (total != total) & (a_odd[:, None] & b_odd[None, :])
             wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
