@@ -193,14 +193,25 @@ class _Run:
             environment=environment,
             date=date.today().isoformat(),
             choices=_with_old_levels(previous, environment, choices),
-            measured=_with_old_rows(
-                previous, environment, space, rows, candidates if self._order.again else ()
+            measured=self._with_old_rows(
+                previous, rows, stale=candidates if self._order.again else ()
             ),
             space=space,
         )
         self.writer.add(entry)
         self._finish(problem, entry, search=search)
         return True
+
+    def _with_old_rows(
+        self, previous: Entry | None, rows: Sequence[Measured], stale: Collection[Candidate]
+    ) -> tuple[Measured, ...]:
+        """New rows, beside those of earlier runs for other levels, unless they are ``stale``."""
+        if previous is None or previous.environment != self._environment.id:
+            return tuple(rows)
+        problem = previous.problem
+        offered = candidates_for(problem, self._device, levels_of(problem))
+        known = {*offered, *chosen_in(previous)} - {row.candidate for row in rows} - set(stale)
+        return (*rows, *(row for row in previous.measured if row.candidate in known))
 
     def outcome(self) -> Outcome:
         """What has come of the run."""
@@ -377,20 +388,6 @@ def _with_old_levels(
     if previous is None or previous.environment != environment:
         return choices
     return {**{level: dict(modes) for level, modes in previous.choices.items()}, **choices}
-
-
-def _with_old_rows(
-    previous: Entry | None,
-    environment: str,
-    space: str,
-    rows: Sequence[Measured],
-    stale: Collection[Candidate],
-) -> tuple[Measured, ...]:
-    """New rows, beside those of earlier runs for other levels, unless they are ``stale``."""
-    if previous is None or (previous.environment, previous.space) != (environment, space):
-        return tuple(rows)
-    gone = {row.candidate for row in rows} | set(stale)
-    return (*rows, *(row for row in previous.measured if row.candidate not in gone))
 
 
 def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:

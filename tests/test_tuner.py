@@ -678,6 +678,23 @@ def test_a_level_tuned_later_joins_those_tuned_before(tmp_path: Path) -> None:
     assert set(only(full).choices) == set(LEVELS)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_rows_of_other_levels_stay_where_there_is_more_to_search_now(
+    tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = next(c for c in candidates_for(CUBE, GPU, LEVELS) if c.strategy == "ksplit")
+    few = tuple(s for s in FEW if s.name != "matmul_axpby")
+    monkeypatch.setattr(tuner, "STRATEGIES", few)
+    run(tmp_path, {FULL: 100.0, TF32: 40.0, BF16: 20.0})
+    less = tuple(s for s in FEW if s.name != "ksplit")
+    monkeypatch.setattr(tuner, "STRATEGIES", less)
+    entry = only(run(tmp_path, {FULL: 90.0, AXPBY: 30.0}, levels=("highest",), again=again)[0])
+    assert {FULL, AXPBY, TF32, BF16} <= set(statuses(entry))
+    assert gone not in statuses(entry)
+    assert chosen(entry) == AXPBY
+    assert chosen(entry, "high") == TF32
+
+
 @pytest.mark.parametrize(
     ("dtype", "wanted", "levels"),
     [
