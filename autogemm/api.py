@@ -260,7 +260,11 @@ def _cold(
         # and may leave the result unwritten (oneDNN in torch 2.13).
         wide = _widened.get(A.dtype, torch.float64)
         Z = None if C is None or beta == 0 else C.to(wide)
-        result = gemm(alpha, A.to(wide), B.to(wide), beta, Z, precision=precision)
+        if 0 < abs(alpha) < _TINY:  # MKL multiplies an operand by it, and may make 0 of both
+            result = alpha * gemm(1.0, A.to(wide), B.to(wide), precision=precision)
+            result = result if Z is None else result + beta * Z
+        else:
+            result = gemm(alpha, A.to(wide), B.to(wide), beta, Z, precision=precision)
         return result.to(A.dtype) if out is None else out.copy_(result)
     if _is_observed(A, B, C, out) and not _is_watched(A, B, C):
         return operators.call(alpha, A, B, beta, C, out, precision=precision)

@@ -411,6 +411,21 @@ def test_scalars_of_every_kind_count_as_the_number_they_hold(alpha: object, beta
         assert same_bits(gemm_(alpha, A, B, beta, C.clone()), expected)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_scalars_too_small_for_the_sums_are_not_taken_for_0(dtype: torch.dtype) -> None:
+    A, B = torch.tensor([[1.5], [-0.25]], dtype=dtype), torch.tensor([[0.75, -2.0]], dtype=dtype)
+    C = torch.ones(2, 2, dtype=dtype)
+    for alpha in (5e-324, 1e-50, 1e-40):
+        assert torch.equal(gemm(alpha, A, B, 2.0, C), 2 * C)
+        assert torch.equal(gemm(0.0, torch.full_like(A, torch.nan), B, alpha, C), alpha * C)
+        if not dtype.is_complex:  # of which an infinite part makes the other NaN
+            result = gemm(alpha, A, torch.tensor([[torch.inf, -2.0]], dtype=dtype))
+            assert torch.equal(result[:, 0], torch.tensor([torch.inf, -torch.inf], dtype=dtype))
+            out = torch.full((2, 2), torch.nan, dtype=dtype)
+            assert gemm(2.0, A, B, alpha, C, out=out) is out
+            assert torch.equal(out, gemm(2.0, A, B))
+
+
 @pytest.mark.parametrize("zero", [0, torch.tensor(0.0), np.float32(0), -0.0, False * 1.0])
 def test_a_zero_of_any_kind_leaves_its_operand_unread(zero: object) -> None:
     A, B, C = operands(6, 5, 9)
