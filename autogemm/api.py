@@ -22,7 +22,7 @@ from autogemm import precision as precisions
 from autogemm import problem as problems
 from autogemm.aliasing import bytes_spanned, same_view, touches
 from autogemm.autograd import differentiable
-from autogemm.corners import check_scale, corner, scale
+from autogemm.corners import check_scale, corner, in_wider_type, is_below_range, scale
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
 from autogemm.dispatch import Audit, Plan
@@ -48,7 +48,6 @@ _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)
 _TINY: Any = torch.finfo(torch.float32).tiny
-_widened = {torch.complex64: torch.complex128}
 
 
 def gemm(
@@ -255,17 +254,9 @@ def _cold(
     if alpha != alpha:
         # MKL takes a NaN for 0 in small products, and may leave them unwritten (torch 2.13).
         return gemm(1.0, A * alpha, B, beta, C, precision=precision, out=out)
-    if (0 < abs(alpha) < _TINY or 0 < abs(beta) < _TINY) and _accumulates_in_32_bits(A.dtype):
-        # As float32 such a number has lost digits, or is 0, for which libraries skip the product
-        # and may leave the result unwritten (oneDNN in torch 2.13).
-        wide = _widened.get(A.dtype, torch.float64)
-        Z = None if C is None or beta == 0 else C.to(wide)
-        if 0 < abs(alpha) < _TINY:  # MKL multiplies an operand by it, and may make 0 of both
-            result = alpha * gemm(1.0, A.to(wide), B.to(wide), precision=precision)
-            result = result if Z is None else result + beta * Z
-        else:
-            result = gemm(alpha, A.to(wide), B.to(wide), beta, Z, precision=precision)
-        return result.to(A.dtype) if out is None else out.copy_(result)
+    if is_below_range(alpha, A.dtype) or is_below_range(beta, A.dtype):
+        result = in_wider_type(gemm, alpha, A, B, beta, C, precision)
+        return result if out is None else out.copy_(result)
     if _is_observed(A, B, C, out) and not _is_watched(A, B, C):
         return operators.call(alpha, A, B, beta, C, out, precision=precision)
     if any(x is not None and x.is_cuda and x.is_neg() for x in (A, B, C, out)):
@@ -347,10 +338,6 @@ def _is_observed(*operands: torch.Tensor | None) -> bool:
     return has_torch_function(special) or any(
         getattr(x, "__torch_dispatch__", _plain_dispatch) is not _plain_dispatch for x in special
     )
-
-
-def _accumulates_in_32_bits(dtype: torch.dtype) -> bool:
-    return precisions.accumulation_roundoff(dtype) > 2.0**-30
 
 
 def _tolerance(precision: Any, A: torch.Tensor) -> precisions.Tolerance:

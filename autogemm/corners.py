@@ -1,14 +1,21 @@
-"""BLAS's corners: α = 0, k = 0 and empty results, where β·C is all there is to compute."""
+"""BLAS's corners: α = 0, k = 0 and empty results, where β·C is all there is to compute.
+
+And scalars that are too small for the type a product is summed in.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from autogemm.errors import NoStrategy
-from autogemm.precision import ErrorBound, Tolerance
+from autogemm.precision import ErrorBound, Tolerance, accumulation_roundoff
 from autogemm.problem import result_shape
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | None:
@@ -47,3 +54,26 @@ def scale(
     if out is None:
         return (C * beta).contiguous()
     return torch.mul(C, beta, out=out)
+
+
+def is_below_range(scalar: complex | float, dtype: torch.dtype) -> bool:
+    """Whether α or β would lose digits, or become 0, in the type ``dtype`` is summed in.
+
+    For a 0 libraries skip the product and may leave the result unwritten (oneDNN in torch 2.13).
+    """
+    return 0 < abs(scalar) < _TINY and accumulation_roundoff(dtype) > 2.0**-30
+
+
+def in_wider_type(
+    gemm: Callable[..., torch.Tensor], alpha: complex | float, A: torch.Tensor, B: torch.Tensor,
+    beta: complex | float, C: torch.Tensor | None, precision: Any,
+) -> torch.Tensor:  # fmt: skip
+    """α·A·B + β·C for such scalars, as a new tensor."""
+    wide = torch.complex128 if A.dtype.is_complex else torch.float64
+    Z = None if C is None or beta == 0 else C.to(wide)
+    if 0 < abs(alpha) < _TINY:  # MKL multiplies an operand by it, and may make 0 of both
+        result = alpha * gemm(1.0, A.to(wide), B.to(wide), precision=precision)
+        result = result if Z is None else result + beta * Z
+    else:
+        result = gemm(alpha, A.to(wide), B.to(wide), beta, Z, precision=precision)
+    return result.to(A.dtype)
