@@ -152,8 +152,8 @@ class _Run:
             entry is None
             or self._order.again
             or entry.environment != self._environment.id
-            or entry.space != space_digest(problem, self._device)
-            or not set(_levels(problem, self._order.levels)) <= set(entry.choices)
+            or not set(_levels(problem, self._order.levels))
+            <= _searched(entry, space_digest(problem, self._device))
         ):
             return False
         self._reused += 1
@@ -196,7 +196,7 @@ class _Run:
             measured=self._with_old_rows(
                 previous, rows, stale=candidates if self._order.again else ()
             ),
-            space=space,
+            space=_space(previous, environment, choices, space),
         )
         self.writer.add(entry)
         self._finish(problem, entry, search=search)
@@ -388,6 +388,24 @@ def _with_old_levels(
     if previous is None or previous.environment != environment:
         return choices
     return {**{level: dict(modes) for level, modes in previous.choices.items()}, **choices}
+
+
+def _searched(entry: Entry, space: str) -> set[str]:
+    """The levels of an entry for which the candidates of digest ``space`` were searched."""
+    digest, _, some = entry.space.partition("/")
+    return set() if digest != space else set(some.split("+") if some else entry.choices)
+
+
+def _space(
+    previous: Entry | None, environment: str, choices: Collection[str], space: str
+) -> str:
+    """An entry's ``space``, behind which stand the levels it is true of where others are older."""
+    searched = set(choices)
+    if previous is not None and previous.environment == environment:
+        searched |= _searched(previous, space)
+        if not set(previous.choices) <= searched:
+            return f"{space}/{'+'.join(level for level in LEVELS if level in searched)}"
+    return space
 
 
 def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:

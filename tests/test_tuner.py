@@ -695,6 +695,24 @@ def test_rows_of_other_levels_stay_where_there_is_more_to_search_now(
     assert chosen(entry, "high") == TF32
 
 
+def test_a_level_that_was_not_searched_again_is_not_taken_for_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tuple(s for s in FEW if s.name != "matmul_axpby")
+    facts = {FULL: 100.0, AXPBY: 30.0, TF32: 40.0, BF16: 20.0}
+    with monkeypatch.context() as then:
+        then.setattr(tuner, "STRATEGIES", few)
+        run(tmp_path, facts)
+    for levels, reused in (
+        (("highest",), 0), (("highest",), 1), (("high",), 0), (("highest", "high"), 1), (LEVELS, 0),
+        (LEVELS, 1), (("medium",), 1),
+    ):  # fmt: skip
+        outcome = run(tmp_path, facts, levels=levels)[0]
+        assert outcome.reused == reused, levels
+        assert chosen(only(outcome)) == AXPBY
+        assert chosen(only(outcome), "high") == (TF32 if levels == ("highest",) else AXPBY)
+
+
 @pytest.mark.parametrize(
     ("dtype", "wanted", "levels"),
     [
