@@ -541,6 +541,16 @@ def with_large_elements_that_meet_zeros() -> tuple[torch.Tensor, torch.Tensor]:
     return 2.0**110 * A, B
 
 
+def with_large_elements_that_meet_zeros_both_ways() -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in two chunks of 64, of opposite signs: infinite sums that cancel to NaN."""
+    A, B = torch.ones(20, 128), torch.full((128, 24), 2.0**-6)
+    A[0], B[:, 0] = 0, 0
+    for at, sign in ((0, 1.0), (64, -1.5)):
+        A[0, at : at + 2] = torch.tensor([2.0**127, 2.0**-20])
+        B[at + 1, 0] = sign * 2.0**120
+    return A, B
+
+
 def where_infinities_meet() -> tuple[torch.Tensor, torch.Tensor]:
     A, B = ordinary()
     A[3, 40], B[40, 7] = math.inf, -math.inf
@@ -564,6 +574,10 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ("split", "infinities_meet", 2, where_infinities_meet, (0, 1), True),
     ("split", "infinities_meet", 1, where_infinities_meet, (0, 0), False),
     ("split", "what_was_lost_overflows", None, with_large_elements_that_meet_zeros, (1, 1), True),
+    (
+        "split", "what_was_lost_cancels_to_NaN", 1, with_large_elements_that_meet_zeros_both_ways,
+        (0, 1), True,
+    ),
     ("fused", "the_first_block_certifies", None, with_a_tiny_element, (0, 0), False),
     ("fused", "the_total_certifies", None, lambda: late(*ordinary()), (0, 0), False),
     ("fused", "the_sum_of_moduli_certifies", None, lambda: that_cancel(64), (1, 0), False),

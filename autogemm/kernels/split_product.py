@@ -193,8 +193,9 @@ def _product_kernel(
             size = tl.abs(total)
             beyond = (size == float("inf")) & (need > _OVERFLOWS)  # by what was lost, maybe
             doubtful = tl.max(tl.max(((size < need) | beyond).to(tl.int32), 1), 0)
-            # NaN: two infinities met, for which lo·lo would have been needed, or it is one.
-            met = (total != total) & (a_odd[:, None] & b_odd[None, :])
+            # NaN: two infinities met, for which lo·lo would have been needed, or sums that what was
+            # lost made infinite, or it is one.
+            met = (total != total) & ((a_odd[:, None] & b_odd[None, :]) | (need > _OVERFLOWS))
             wrong = tl.max(tl.max(met.to(tl.int32), 1), 0)
     if not SHARED:
         store_both(
