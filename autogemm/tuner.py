@@ -209,9 +209,12 @@ class _Run:
         if previous is None or previous.environment != self._environment.id:
             return tuple(rows)
         problem = previous.problem
-        offered = candidates_for(problem, self._device, levels_of(problem))
-        known = {*offered, *chosen_in(previous)} - {row.candidate for row in rows} - set(stale)
-        return (*rows, *(row for row in previous.measured if row.candidate in known))
+        kept = {*candidates_for(problem, self._device, levels_of(problem)), *chosen_in(previous)}
+        if previous.space.partition("/")[0] != space_digest(problem, self._device):
+            # A plug-in's version is in the digest alone: what has changed may be that.
+            kept = {candidate for candidate in kept if not origin_of(candidate.strategy)}
+        kept -= {row.candidate for row in rows} | set(stale)
+        return (*rows, *(row for row in previous.measured if row.candidate in kept))
 
     def outcome(self) -> Outcome:
         """What has come of the run."""

@@ -210,9 +210,9 @@ def test_a_choice_that_a_slower_host_would_undo_is_left_to_the_baseline(
         (190.0, 100.0, 115.0, True),  # exceeds its graph time by no more than addmm's does
         (190.0, 100.0, 117.0, False),
         (180.0, 100.0, 115.0, True),  # addmm itself waits: 1.25 suffices
-        (190.0, 55.0, 120.0, False),
-        (190.0, 55.0, 63.0, True),
-        (70.0, 55.0, 61.0, True),
+        (190.0, 80.0, 102.0, False),
+        (190.0, 80.0, 87.0, True),
+        (70.0, 80.0, 89.0, True),
     ],
 )
 def test_what_eager_times_of_the_baseline_exceed_its_graph_times_by_is_not_the_host(

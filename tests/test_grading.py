@@ -159,7 +159,7 @@ def summing_in_bfloat16(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 def test_a_strategy_wrong_on_purpose_is_caught_by_the_test_made_for_it(
     product: Product, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grader, "trials", lambda *args: only(family))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only(family))
     grades = grade(CPU, "smoke", strategies=[Wrong(product)], dtypes=[torch.float32])
     assert {breach.candidate.strategy for breach in grades.breaches} == {"wrong"}
 
@@ -172,7 +172,7 @@ def only(family: str) -> list[Trial]:
 def test_what_is_wrong_in_one_way_only_passes_the_tests_of_other_ways(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grader, "trials", lambda *args: only("growth"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("growth"))
     for product in (strassen, flushing_subnormals, hiding_nan):
         grades = grade(CPU, "smoke", strategies=[Wrong(product)], dtypes=[torch.float32])
         assert grades.breaches == [], product
@@ -188,7 +188,7 @@ def test_a_breach_names_strategy_parameters_test_and_element(
         def space(self, problem: Problem, device: Device) -> list[dict[str, bool]]:
             return [{"pad": True}]
 
-    monkeypatch.setattr(grader, "trials", lambda *args: only("netlib"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("netlib"))
     wrong = Parameterised(forgetting_a_column)
     grades = grade(CPU, "smoke", strategies=[wrong], dtypes=[torch.float32])
     words = str(grades.breaches[0])
@@ -204,14 +204,14 @@ def test_a_strategy_that_raises_is_a_breach_and_ends_nothing(
     def failing(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(grader, "trials", lambda *args: only("strassen"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("strassen"))
     grades = grade(CPU, "smoke", strategies=[Wrong(failing)], dtypes=[torch.float32])
     assert "raised RuntimeError: no such kernel" in str(grades.breaches[0])
     assert any(score.strategy == "gemm" and score.results for score in grades.scores)
 
 
 def test_what_torch_does_wrong_itself_is_reported_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader, "trials", lambda *args: only("netlib"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("netlib"))
     monkeypatch.setattr(grader, "known_fault", lambda *facts: "torch forgets a column")
     wrong = Wrong(forgetting_a_column)
     grades = grade(CPU, "smoke", strategies=[wrong], dtypes=[torch.float32])
@@ -288,7 +288,7 @@ def test_a_batch_is_judged_matrix_by_matrix(monkeypatch: pytest.MonkeyPatch) -> 
         P[1] = 0
         return P
 
-    monkeypatch.setattr(grader, "trials", lambda *args: only("growth"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("growth"))
     for product, right in ((torch.matmul, True), (forgetting_the_second, False)):
         grades = grade(CPU, "smoke", strategies=[Second(product)], dtypes=[torch.float32])
         assert (grades.breaches == []) == right
@@ -346,7 +346,7 @@ def test_parameter_sets_share_the_sweep_and_no_trial_of_it_is_left_out(
         def space(self, problem: Problem, device: Device) -> list[dict[str, int]]:
             return [{"form": form} for form in range(3)]
 
-    monkeypatch.setattr(grader, "trials", lambda *args: only("netlib"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("netlib"))
     scores = grade(CPU, "smoke", strategies=[Three(torch.matmul)], dtypes=[torch.float32]).scores
     wrong = next(score for score in scores if score.strategy == "wrong")
     multiplied = [t for t in only("netlib") if t.alpha != 0 and t.A.numel() and t.B.numel()]
@@ -374,6 +374,8 @@ def test_netlibs_ratio_is_the_error_in_units_of_eps_times_the_gauge() -> None:
     A, B, C = torch.tensor([[3.0, -4.0]]), torch.tensor([[1.0], [0.5]]), torch.tensor([[2.0]])
     truth = Truth(2.0, A, B, -1.0, C)  # 2·(3 - 2) - 2 = 0; gauge 2·5 + 2 = 12
     assert truth.netlib_ratio(torch.tensor([[0.0]]), 2.0**-23) == 0
+    half = torch.tensor([[2.0**-13]], dtype=torch.float16)  # its square, 2^-26, rounds to 0
+    assert Truth(1.0, half, half, 0.0, None).netlib_ratio(half * 0, 2.0**-10) == 0
     assert truth.netlib_ratio(torch.tensor([[12 * 2.0**-20]]), 2.0**-23) == 8
     zero = Truth(1.0, 0 * A, B, 0.0, None)
     assert zero.netlib_ratio(torch.tensor([[2.0**-20]]), 2.0**-23) == 8
@@ -389,7 +391,7 @@ def test_the_slope_is_the_exponent_of_the_growth() -> None:
 
 
 def test_the_scorecard_says_what_it_was_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grader, "trials", lambda *args: only("strassen"))
+    monkeypatch.setattr(grader, "trials", lambda *args, **kwargs: only("strassen"))
     grades = grade(CPU, "smoke", strategies=STRATEGIES[:1], dtypes=[torch.float32])
     page = as_markdown(grades, "python scripts/verify.py --accuracy")
     assert str(grades.device) in page

@@ -193,7 +193,7 @@ def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
 def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None:
     calls: list[tuple[object, ...]] = []
     compiled = compiled_by_triton(calls)
-    start = direct.starter(compiled)
+    start = direct.starter(compiled, 1)
     assert start is not None
     x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
     described = descriptor(x, (96, 36), 40, (64, 32))
@@ -215,14 +215,15 @@ def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None
     "other", [{"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"launch": len}]
 )
 def test_what_is_not_as_expected_is_left_to_triton(other: dict[str, object]) -> None:
-    assert direct.starter(compiled_by_triton([], **other)) is None
-    assert direct.starter(Compiled()) is None
+    assert direct.starter(compiled_by_triton([], **other), 1) is None
+    assert direct.starter(Compiled(), 0) is None
+    assert direct.starter(compiled_by_triton([]), 2) is None
 
 
 @pytest.mark.usefixtures("driver")
 def test_another_triton_launches_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "software_versions", lambda device_type: {"triton": "3.7.0"})
-    assert direct.starter(compiled_by_triton([])) is None
+    assert direct.starter(compiled_by_triton([]), 1) is None
 
 
 @pytest.mark.usefixtures("driver")
@@ -234,11 +235,10 @@ def test_a_profiler_sees_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     made = compiled_by_triton(calls)
     x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
     given = {"num_warps": 4, "descriptors": (descriptor(x, (96, 36), 40, (64, 32)),)}
-    heard: list[object] = []
-    hook = triton.knobs.runtime.launch_enter_hook
-    for watched in (False, False, True, False):
-        if watched:
-            hook.add(heard.append)
+    runtime = triton.knobs.runtime
+    chain = type(runtime.launch_enter_hook)()
+    chain.add(print)
+    for hook in (None, None, chain, print, None):  # the first time it is compiled
+        monkeypatch.setattr(runtime, "launch_enter_hook", hook)
         launching.launch(kernel, 7, (out,), (11,), (2.5,), {"BM": 64}, **given)
-        hook.remove(heard.append)
-    assert [call[11] is None for call in calls] == [True, False, True]
+    assert [call[11] for call in calls] == [None, chain, print, None]

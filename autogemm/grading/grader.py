@@ -150,11 +150,9 @@ def grade(
         # Processes side by side begin with different ones: none compiles what another does.
         first = len(subjects) * share // shares
         subjects = subjects[first:] + subjects[:first]
-        for turn, trial in enumerate(trials(dtype, EXTENTS[extent])):
+        for trial in trials(dtype, EXTENTS[extent], share=share, shares=shares):
             if time.time() > deadline:
                 break
-            if turn % shares != share:
-                continue
             report(f"{DTYPE_NAMES[dtype]} {trial.family} {trial.name}")
             truth = Truth(trial.alpha, trial.A, trial.B, trial.beta, trial.C)
             placed = {
@@ -162,7 +160,7 @@ def grade(
                 for batched in {subject.batched for subject in subjects}
             }
             for subject in subjects:
-                if trial.family == "netlib" and not subject.is_at_turn(turn):
+                if trial.family == "netlib" and not subject.is_at_turn(trial.turn):
                     continue
                 attempt = placed[subject.batched]
                 held = subject.held_to(attempt.problem, device, trial)

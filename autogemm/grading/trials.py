@@ -16,10 +16,11 @@ A ("How to grade the accuracy of an implementation of the BLAS", 2024).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,6 +102,8 @@ class Trial:
     out: str = "new"
     typical: bool = False
     """Random data, on which errors may grow like 4·√k only."""
+    turn: int = 0
+    """Its place among all trials of the type."""
 
     def __str__(self) -> str:
         (m, k), n = self.A.shape, self.B.shape[1]
@@ -110,14 +113,25 @@ class Trial:
         )
 
 
-def trials(dtype: torch.dtype, extent: Extent, seed: int = 0) -> Iterator[Trial]:
-    """Every trial for a type; equal arguments give equal trials."""
-    yield from _netlib(dtype, extent.sweep, seed)
-    yield from _growth(dtype, extent.lengths, seed)
-    yield from _hostile(dtype, extent, seed)
+def trials(
+    dtype: torch.dtype, extent: Extent, seed: int = 0, *, share: int = 0, shares: int = 1
+) -> Iterator[Trial]:
+    """Every trial for a type, or one of ``shares`` parts; equal arguments give equal trials."""
+    made = itertools.chain(
+        _netlib(dtype, extent.sweep, seed),
+        _growth(dtype, extent.lengths, seed),
+        _hostile(dtype, extent, seed),
+    )
+    for turn, make in enumerate(made):
+        if turn % shares == share:
+            yield replace(make(), turn=turn)
 
 
-def _netlib(dtype: torch.dtype, draws: int | None, seed: int) -> Iterator[Trial]:
+_Make = Callable[[], Trial]
+"""Draws a trial's operands, which may be long, for who grades it."""
+
+
+def _netlib(dtype: torch.dtype, draws: int | None, seed: int) -> Iterator[_Make]:
     alphas: Sequence[complex] = _COMPLEX_ALPHAS if dtype.is_complex else _ALPHAS
     betas: Sequence[complex] = _COMPLEX_BETAS if dtype.is_complex else _BETAS
     rng = random.Random(f"{seed} {DTYPE_NAMES[dtype]}")
@@ -133,34 +147,39 @@ def _netlib(dtype: torch.dtype, draws: int | None, seed: int) -> Iterator[Trial]
         cases = itertools.chain(complete, cases)
     for m, n, k, a, b, out, alpha, beta in cases:
         A, B, C = (_centred(shape, dtype, generator) for shape in ((m, k), (k, n), (m, n)))
-        yield Trial(
+        trial = Trial(
             family="netlib", name="sweep", A=A, B=B, C=C, alpha=alpha, beta=beta, a=a, b=b,
             out=out, typical=True,
         )  # fmt: skip
+        yield functools.partial(replace, trial)
 
 
-def _growth(dtype: torch.dtype, lengths: Sequence[int], seed: int) -> Iterator[Trial]:
-    for k in lengths:
+def _growth(dtype: torch.dtype, lengths: Sequence[int], seed: int) -> Iterator[_Make]:
+    def make(k: int, name: str) -> Trial:
         edge = 64 if k <= 2**12 else 4
-        for name in (*BASELINE, "constant"):
-            A, B, C = HOSTILE[name](edge, edge, k, dtype, seeded("growth", name, k, seed))
-            yield Trial(
-                family="growth", name=name, A=A, B=B, C=C, alpha=1.0, beta=0.0,
-                typical=name in BASELINE,
-            )  # fmt: skip
+        A, B, C = HOSTILE[name](edge, edge, k, dtype, seeded("growth", name, k, seed))
+        return Trial(
+            family="growth", name=name, A=A, B=B, C=C, alpha=1.0, beta=0.0,
+            typical=name in BASELINE,
+        )  # fmt: skip
+
+    for k, name in itertools.product(lengths, (*BASELINE, "constant")):
+        yield functools.partial(make, k, name)
 
 
-def _hostile(dtype: torch.dtype, extent: Extent, seed: int) -> Iterator[Trial]:
+def _hostile(dtype: torch.dtype, extent: Extent, seed: int) -> Iterator[_Make]:
+    def make(name: str, shape: tuple[int, int, int], turn: int) -> Trial:
+        A, B, C = HOSTILE[name](*shape, dtype, seeded(name, *shape, seed))
+        alpha, beta = _SCALARS[turn % len(_SCALARS)]
+        return Trial(
+            family=_GRADE_A.get(name, "hostile"), name=name, A=A, B=B, C=C, alpha=alpha,
+            beta=beta, out=("new", "row", "inplace")[turn % 3], typical=name in BASELINE,
+        )  # fmt: skip
+
     for place, name in enumerate(names_for(dtype)):
         for i, shape in enumerate(extent.shapes):
             for j in range(extent.scalars):
-                turn = place + i + j
-                A, B, C = HOSTILE[name](*shape, dtype, seeded(name, *shape, seed))
-                alpha, beta = _SCALARS[turn % len(_SCALARS)]
-                yield Trial(
-                    family=_GRADE_A.get(name, "hostile"), name=name, A=A, B=B, C=C, alpha=alpha,
-                    beta=beta, out=("new", "row", "inplace")[turn % 3], typical=name in BASELINE,
-                )  # fmt: skip
+                yield functools.partial(make, name, shape, place + i + j)
 
 
 def _cycle(values: Sequence[Any], rng: random.Random) -> Iterator[Any]:

@@ -27,23 +27,27 @@ _KNOWN = "3.6"
 """The version of Triton whose private parts are as this module takes them to be."""
 
 
-def starter(compiled: Any) -> Start | None:
-    """What starts a compiled kernel, or None where this Triton is not known to allow it."""
+def starter(compiled: Any, descriptors: int) -> Start | None:
+    """What starts a compiled kernel that takes so many descriptors first.
+
+    None where this Triton is not known to allow it.
+    """
     if not software_versions("cuda").get("triton", "").startswith(f"{_KNOWN}."):
         return None
     try:
-        return _starter(compiled)
+        return _starter(compiled, descriptors)
     except (AttributeError, ImportError, KeyError, TypeError):  # a build that differs
         return None
 
 
-def _starter(compiled: Any) -> Start | None:
+def _starter(compiled: Any, descriptors: int) -> Start | None:
     launcher = compiled.run
     metas = getattr(compiled.metadata, "tensordesc_meta", None) or []
     if (
         type(launcher).__name__ != "CudaLauncher"
         or launcher.global_scratch_size
         or launcher.profile_scratch_size
+        or len(metas) != descriptors
         or not all(metas)
         or any(meta["fp4_padded"] for meta in metas)
     ):
@@ -89,5 +93,7 @@ def _starter(compiled: Any) -> Start | None:
 
 def is_watched() -> bool:
     """Whether a profiler wants to hear of launches."""
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return bool(enter.calls or leave.calls)
+    for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):
+            return True
+    return False

@@ -100,7 +100,7 @@ def launch(
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
         if len(_compiled) >= REMEMBERED:
             _compiled.clear()
-        _compiled[key] = result, starter(result), kernel
+        _compiled[key] = result, starter(result, len(descriptors)), kernel
 
 
 def compile_ahead(calls: Iterable[Callable[[], object]]) -> None:
