@@ -126,8 +126,9 @@ def retime(
 
     ``graph`` and ``eager`` compare what the table chose between: bound strategies. ``call``
     compares what a user writes, ``autogemm.gemm`` and plain ``torch.addmm``, host included.
+    Left out is what ``unable`` names.
     """
-    problem = entry.problem
+    problem, left_out = entry.problem, unable(entry, device)
     errors = {row.candidate: row.error for row in entry.measured}
     modes = ("graph", "eager", "call") if device.has_cuda else ("eager", "call")
     with Workbench.open(problem, device, where, check=False) as bench:
@@ -136,7 +137,7 @@ def retime(
             runs: dict[Candidate, Run] = {}
             contests: dict[str, tuple[Candidate, Candidate, Candidate]] = {}
             for level, choices in entry.choices.items():
-                if not choices:
+                if not choices or level in left_out:
                     continue
                 choice = (choices.get(mode) or list(choices.values())[-1]).candidate
                 base, name = baseline(problem, level), choice
@@ -167,6 +168,18 @@ def retime(
                     roofline=None if ceilings is None else ceilings.seconds(problem) * 1e6 / us,
                     error=errors.get(choice),
                 )  # fmt: skip
+
+
+def unable(entry: Entry, device: Device) -> dict[str, str]:
+    """The levels of which a choice cannot run here, with the first reason why."""
+    found: dict[str, str] = {}
+    for level, choices in entry.choices.items():
+        for choice in choices.values():
+            candidate = choice.candidate
+            strategy = BY_NAME[candidate.strategy]
+            for reason in strategy.reasons_not(entry.problem, device, candidate.kwargs):
+                found.setdefault(level, f"{strategy.name} {reason}")
+    return found
 
 
 _TF32 = Candidate.of("torch.addmm in TF32")

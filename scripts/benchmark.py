@@ -7,6 +7,7 @@ With --peers, time what a user would pick instead beside it: Inductor, nvmath, q
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import random
@@ -105,6 +106,13 @@ def main() -> int:
     except AutogemmError as error:
         print(error, file=sys.stderr)
         return 1
+    if not options.regret and table.device != device_of(where):
+        print(
+            f"{path}: measured on {table.device}; expected a table of {device_of(where)}. "
+            "With --regret any table can be scored.",
+            file=sys.stderr,
+        )
+        return 2
     entries = list(table.entries.values())
     if options.dtype:
         entries = [e for e in entries if DTYPE_NAMES[e.problem.dtype] == options.dtype]
@@ -217,26 +225,33 @@ GUARD_EXAMPLES = (
 def show_guard(
     entries: list[Entry], device: Device, where: torch.device, budget: float | None
 ) -> int:
-    rows, started = [], time.monotonic()
-    for entry in entries:
-        problem = entry.problem
-        if (problem.m, problem.n, problem.k) not in GUARD_EXAMPLES:
-            continue
-        if budget is not None and time.monotonic() - started > budget:
-            print("stopped by the budget", file=sys.stderr)
-            break
-        with torch.no_grad():
-            cost = benchmark.guard_cost(entry, device, where)
-        if cost is not None:
-            rows.append(
-                (
-                    str(problem), f"{cost.us:.1f}", f"{cost.us / cost.unguarded_us - 1:+.1%}",
-                    *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
-                )
-            )  # fmt: skip
+    rows, started, code = [], time.monotonic(), 0
+    try:
+        for entry in entries:
+            problem = entry.problem
+            if (problem.m, problem.n, problem.k) not in GUARD_EXAMPLES:
+                continue
+            if budget is not None and time.monotonic() - started > budget:
+                print("the budget is over; the rest was not timed", file=sys.stderr)
+                break
+            with torch.no_grad():
+                cost = benchmark.guard_cost(entry, device, where)
+            if cost is not None:
+                rows.append(
+                    (
+                        str(problem), f"{cost.us:.1f}", f"{cost.us / cost.unguarded_us - 1:+.1%}",
+                        *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
+                    )
+                )  # fmt: skip
+    except KeyboardInterrupt:
+        print("stopped; the rest was not timed", file=sys.stderr)
+        code = 130
+    if not rows:
+        print("no emulated_fp32, which alone has a guard, was timed", file=sys.stderr)
+        return code or 1
     print("graph time of the choice at highest; the guard's share of it; one bad element in A:")
     print(text_table(("problem", "us", "guard", *benchmark.BAD_ELEMENTS), rows))
-    return 0
+    return code
 
 
 def show_times(
@@ -248,14 +263,19 @@ def show_times(
     entries = entries[: options.sample] if options.sample else entries
     results: list[benchmark.Result] = []
     tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
+    code = 0
     with torch.no_grad():
         ceilings = benchmark.measure_ceilings(device, where)
         started = time.time()
-        for entry in tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1):
-            if options.budget and time.time() - started > options.budget:
-                print("the budget is over; the rest was not timed", file=sys.stderr)
-                break
-            results += benchmark.retime(entry, device, where, ceilings)
+        try:
+            for entry in tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1):
+                if options.budget and time.time() - started > options.budget:
+                    print("the budget is over; the rest was not timed", file=sys.stderr)
+                    break
+                results += benchmark.retime(entry, device, where, ceilings)
+        except KeyboardInterrupt:  # what was timed took minutes
+            print("stopped; the rest was not timed", file=sys.stderr)
+            code = 130
     results.sort(key=lambda r: (str(r.problem.dtype), r.level, r.mode, r.problem.flops))
     print(
         text_table(
@@ -273,6 +293,9 @@ def show_times(
         )
     )  # fmt: skip
     print("\n".join(benchmark.summary(results)))
+    reasons = (reason for e in entries for reason in benchmark.unable(e, device).values())
+    for reason, count in collections.Counter(reasons).items():
+        print(f"{count} levels of problems left out: {reason}")
     if options.json:
         facts = {
             "device": str(device),
@@ -282,7 +305,7 @@ def show_times(
             "results": [r.as_json() for r in results],
         }
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from invented import (
 import autogemm
 from autogemm import benchmark
 from autogemm.benchmark import Ceilings, Regret, Result, leave_one_out, retime, summary
-from autogemm.database import Entry, write_table
+from autogemm.database import Entry, Table, write_table
 from autogemm.device import device_of
 from autogemm.overhead import launch_costs, overhead
 from autogemm.problem import contiguous_problem
@@ -186,6 +186,25 @@ def test_a_tuned_problem_is_timed_again_at_each_level_as_bound_and_as_called(
 def test_an_entry_without_choices_has_nothing_to_time_again() -> None:
     for choices in ({}, {"highest": {}}):
         assert list(retime(cpu_entry(choices=choices), device_of(CPU), CPU, None)) == []
+
+
+def test_a_choice_that_cannot_run_here_is_left_out_and_named() -> None:
+    half = cpu_entry(
+        choices={"highest": {"eager": choice(AXPBY)}, "high": {"eager": choice(TF32)}}
+    )
+    assert benchmark.unable(half, device_of(CPU)) == {"high": "tf32 runs on cuda, not on cpu"}
+    with torch.no_grad():
+        levels = {r.level for r in retime(half, device_of(CPU), CPU, None)}
+    assert levels == {"highest"}
+
+
+def test_another_machines_table_is_not_timed_here(tmp_path: Path) -> None:
+    write_table(tmp_path / "gpu.yaml", Table(device=GPU))
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--db", str(tmp_path / "gpu.yaml")]
+    for option in ([], ["--guard"]):
+        done = subprocess.run([*command, *option], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert f"measured on {GPU}; expected a table of" in done.stderr
 
 
 def test_ceilings_bound_the_time_from_below(monkeypatch: pytest.MonkeyPatch) -> None:
