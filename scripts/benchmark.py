@@ -82,7 +82,14 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    options = parse()
+    try:
+        return run(parse())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
     if options.overhead:
         return show_overhead()
     try:
