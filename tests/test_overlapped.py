@@ -174,7 +174,7 @@ def test_a_special_element_comes_out_as_native_arithmetic_has_it(where: int, val
 @pytest.mark.parametrize("name", names_for(torch.float32))
 def test_the_bound_holds_on_hostile_operands(name: str) -> None:
     A, B, C = (
-        x.to(PLACE) for x in HOSTILE[name](68, 36, 200, torch.float32, seeded("overlapped", name))
+        x.to(PLACE) for x in HOSTILE[name](40, 36, 200, torch.float32, seeded("overlapped", name))
     )
     truth = Truth(1.5, A.cpu(), B.cpu(), 0.5, C.cpu())
     for slices in (1, 2):
