@@ -22,7 +22,7 @@ from autogemm import precision as precisions
 from autogemm import problem as problems
 from autogemm.aliasing import bytes_spanned, same_view, touches
 from autogemm.autograd import differentiable
-from autogemm.corners import check_scale, corner, in_wider_type, is_below_range, scale
+from autogemm.corners import TINY, check_scale, corner, in_wider_type, is_below_range, scale
 from autogemm.database.lookup import evidence_for, forget_evidence
 from autogemm.device import device_of
 from autogemm.dispatch import Audit, Plan
@@ -47,7 +47,6 @@ _autocast_is_on = autocasting.is_on
 _cpu_state = functools.partial(precisions.fp32_setting, "mkldnn", "matmul")
 _cuda_is_built = torch.backends.cuda.is_built()
 _numbers = (float, complex)
-_TINY: Any = torch.finfo(torch.float32).tiny
 
 
 def gemm(
@@ -106,7 +105,7 @@ def gemm(
             A.shape, A.stride(), dtype, A.is_cpu, A.__class__,
             B.shape, B.stride(), B.dtype is dtype, B.is_cpu, B.__class__,
             alpha.__class__, beta.__class__,
-            abs(alpha) < _TINY and (alpha == 0 or None), abs(beta) < _TINY and (beta == 0 or None),
+            abs(alpha) < TINY and (alpha == 0 or None), abs(beta) < TINY and (beta == 0 or None),
             alpha == alpha,
             precision, precision.__class__,
             None if C is None else (

@@ -25,7 +25,7 @@ from autogemm.measure import Workbench, in_turns, ratio
 from autogemm.precision import Tolerance, fp32_compute
 from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.report import geomean
-from autogemm.strategies import BY_NAME, Candidate, Run, baseline
+from autogemm.strategies import BY_NAME, Candidate, Run, baseline, reasons_not
 from autogemm.strategies.emulated_fp32 import EmulatedFP32
 
 _ROUNDS = 25
@@ -175,10 +175,8 @@ def unable(entry: Entry, device: Device) -> dict[str, str]:
     found: dict[str, str] = {}
     for level, choices in entry.choices.items():
         for choice in choices.values():
-            candidate = choice.candidate
-            strategy = BY_NAME[candidate.strategy]
-            for reason in strategy.reasons_not(entry.problem, device, candidate.kwargs):
-                found.setdefault(level, f"{strategy.name} {reason}")
+            for reason in reasons_not(choice.candidate, entry.problem, device):
+                found.setdefault(level, f"{choice.candidate.strategy} {reason}")
     return found
 
 

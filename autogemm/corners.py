@@ -15,7 +15,8 @@ from autogemm.errors import NoStrategy
 from autogemm.precision import ErrorBound, Tolerance, accumulation_roundoff
 from autogemm.problem import result_shape
 
-_TINY = torch.finfo(torch.float32).tiny
+TINY: Any = torch.finfo(torch.float32).tiny
+"""Scalars below this lose digits, or become 0, in a product that is summed in float32."""
 
 
 def corner(alpha: complex | float, A: torch.Tensor, B: torch.Tensor) -> str | None:
@@ -61,7 +62,7 @@ def is_below_range(scalar: complex | float, dtype: torch.dtype) -> bool:
 
     For a 0 libraries skip the product and may leave the result unwritten (oneDNN in torch 2.13).
     """
-    return 0 < abs(scalar) < _TINY and accumulation_roundoff(dtype) > 2.0**-30
+    return 0 < abs(scalar) < TINY and accumulation_roundoff(dtype) > 2.0**-30
 
 
 def in_wider_type(
@@ -71,7 +72,7 @@ def in_wider_type(
     """α·A·B + β·C for such scalars, as a new tensor."""
     wide = torch.complex128 if A.dtype.is_complex else torch.float64
     Z = None if C is None or beta == 0 else C.to(wide)
-    if 0 < abs(alpha) < _TINY:  # MKL multiplies an operand by it, and may make 0 of both
+    if 0 < abs(alpha) < TINY:  # MKL multiplies an operand by it, and may make 0 of both
         result = alpha * gemm(1.0, A.to(wide), B.to(wide), precision=precision)
         result = result if Z is None else result + beta * Z
     else:

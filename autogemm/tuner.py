@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
@@ -24,7 +24,6 @@ import optuna
 import torch
 
 from autogemm.database import (
-    Choice,
     Entry,
     Environment,
     Measured,
@@ -40,6 +39,7 @@ from autogemm.finals import Bench, finals
 from autogemm.journal import open_storage
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import Problem
+from autogemm.renewal import renewed, searched_levels
 from autogemm.search import Search, chosen_in
 from autogemm.strategies import STRATEGIES, Candidate, origin_of
 from autogemm.workloads import Workload, levels_of
@@ -153,7 +153,7 @@ class _Run:
             or self._order.again
             or entry.environment != self._environment.id
             or not set(_levels(problem, self._order.levels))
-            <= _searched(entry, space_digest(problem, self._device))
+            <= searched_levels(entry, space_digest(problem, self._device))
         ):
             return False
         self._reused += 1
@@ -188,33 +188,22 @@ class _Run:
                 raise
             self._finish(problem, None, skipped="does not fit into this device's memory")
             return True
-        entry = Entry(
-            problem=problem,
-            environment=environment,
-            date=date.today().isoformat(),
-            choices=_with_old_levels(previous, environment, choices),
-            measured=self._with_old_rows(
-                previous, rows, stale=candidates if self._order.again else ()
+        entry = renewed(
+            Entry(
+                problem=problem,
+                environment=environment,
+                date=date.today().isoformat(),
+                choices=choices,
+                measured=tuple(rows),
+                space=space,
             ),
-            space=_space(previous, environment, choices, space),
+            previous,
+            offered=candidates_for(problem, self._device, levels_of(problem)),
+            stale=candidates if self._order.again else (),
         )
         self.writer.add(entry)
         self._finish(problem, entry, search=search)
         return True
-
-    def _with_old_rows(
-        self, previous: Entry | None, rows: Sequence[Measured], stale: Collection[Candidate]
-    ) -> tuple[Measured, ...]:
-        """New rows, beside those of earlier runs for other levels, unless they are ``stale``."""
-        if previous is None or previous.environment != self._environment.id:
-            return tuple(rows)
-        problem = previous.problem
-        kept = {*candidates_for(problem, self._device, levels_of(problem)), *chosen_in(previous)}
-        if previous.space.partition("/")[0] != space_digest(problem, self._device):
-            # A plug-in's version is in the digest alone: what has changed may be that.
-            kept = {candidate for candidate in kept if not origin_of(candidate.strategy)}
-        kept -= {row.candidate for row in rows} | set(stale)
-        return (*rows, *(row for row in previous.measured if row.candidate in kept))
 
     def outcome(self) -> Outcome:
         """What has come of the run."""
@@ -382,33 +371,6 @@ def _entries(path: Path, device: Device) -> dict[Any, Entry]:
             "directory with --db."
         )
     return dict(table.entries)
-
-
-def _with_old_levels(
-    previous: Entry | None, environment: str, choices: dict[str, dict[str, Choice]]
-) -> dict[str, dict[str, Choice]]:
-    """New choices, beside those of levels that were not tuned this time."""
-    if previous is None or previous.environment != environment:
-        return choices
-    return {**{level: dict(modes) for level, modes in previous.choices.items()}, **choices}
-
-
-def _searched(entry: Entry, space: str) -> set[str]:
-    """The levels of an entry for which the candidates of digest ``space`` were searched."""
-    digest, _, some = entry.space.partition("/")
-    return set() if digest != space else set(some.split("+") if some else entry.choices)
-
-
-def _space(
-    previous: Entry | None, environment: str, choices: Collection[str], space: str
-) -> str:
-    """An entry's ``space``, behind which stand the levels it is true of where others are older."""
-    searched = set(choices)
-    if previous is not None and previous.environment == environment:
-        searched |= _searched(previous, space)
-        if not set(previous.choices) <= searched:
-            return f"{space}/{'+'.join(level for level in LEVELS if level in searched)}"
-    return space
 
 
 def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from autogemm.finals import ROUNDS
 from autogemm.measure import Ratio, Workbench, ratio
 from autogemm.precision import LEVELS
 from autogemm.problem import Problem
-from autogemm.strategies import BY_NAME, Candidate, baseline
+from autogemm.strategies import BY_NAME, Candidate, baseline, reasons_not
 from autogemm.tuner import Order
 from autogemm.workloads import Workload
 
@@ -130,7 +130,7 @@ def verify_entry(
                     c: None
                     for level, candidate in there
                     for c in (baseline(problem, level), candidate)
-                    if candidate != baseline(problem, level) and _reasons(c, problem, device) == []
+                    if candidate != baseline(problem, level) and not reasons_not(c, problem, device)
                 }
                 times[mode] = bench.compare(list(entrants), mode, ROUNDS) if entrants else {}
     except (RuntimeError, MemoryError) as problem_met:
@@ -144,7 +144,7 @@ def verify_entry(
         now = None
         if candidate != base and candidate in times[mode]:
             now = ratio(times[mode][base], times[mode][candidate])
-        flags = [f"cannot run here: {reason}" for reason in _reasons(candidate, problem, device)]
+        flags = [f"cannot run here: {reason}" for reason in reasons_not(candidate, problem, device)]
         if complaint:
             flags.append(complaint)
         if now is not None and _is_gone(choice, now):
@@ -186,16 +186,9 @@ def _is_gone(choice: Choice, now: Ratio) -> bool:
     return now.low < 1.0 and now.high < choice.low
 
 
-def _reasons(candidate: Candidate, problem: Problem, device: Device) -> list[str]:
-    strategy = BY_NAME.get(candidate.strategy)
-    if strategy is None:
-        return [f"the strategy {candidate.strategy!r} is not known"]
-    return strategy.reasons_not(problem, device, candidate.kwargs)
-
-
 def _error(bench: Workbench, candidate: Candidate) -> tuple[float | None, str]:
     """R and what it exceeds; None where the candidate cannot run."""
-    if _reasons(candidate, bench.problem, bench.device):
+    if reasons_not(candidate, bench.problem, bench.device):
         return None, ""
     bound = BY_NAME[candidate.strategy].bound(bench.problem, candidate.kwargs)
     return bench.error(bench.bind(candidate), bound)

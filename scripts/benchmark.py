@@ -13,7 +13,9 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,6 +41,8 @@ from autogemm.report import geomean, text_table
 from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME
 from autogemm.workloads import PRESETS, Workload, preset
+
+T = TypeVar("T")
 
 
 def parse() -> argparse.Namespace:
@@ -229,30 +233,44 @@ GUARD_EXAMPLES = (
 )  # fmt: skip
 
 
-def show_guard(
-    entries: list[Entry], device: Device, where: torch.device, budget: float | None
-) -> int:
-    rows, started, code = [], time.monotonic(), 0
+def collected(
+    step: Callable[[Entry], Iterable[T]], entries: Iterable[Entry], budget: float | None
+) -> tuple[list[T], int]:
+    """What ``step`` finds for each entry until the budget is over or Ctrl-C ends it.
+
+    And the exit status: what was timed until then took minutes, and is shown.
+    """
+    found: list[T] = []
+    started = time.monotonic()
     try:
         for entry in entries:
-            problem = entry.problem
-            if (problem.m, problem.n, problem.k) not in GUARD_EXAMPLES:
-                continue
             if budget is not None and time.monotonic() - started > budget:
                 print("the budget is over; the rest was not timed", file=sys.stderr)
                 break
-            with torch.no_grad():
-                cost = benchmark.guard_cost(entry, device, where)
-            if cost is not None:
-                rows.append(
-                    (
-                        str(problem), f"{cost.us:.1f}", f"{cost.us / cost.unguarded_us - 1:+.1%}",
-                        *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
-                    )
-                )  # fmt: skip
+            found += step(entry)
     except KeyboardInterrupt:
         print("stopped; the rest was not timed", file=sys.stderr)
-        code = 130
+        return found, 130
+    return found, 0
+
+
+def show_guard(
+    entries: list[Entry], device: Device, where: torch.device, budget: float | None
+) -> int:
+    def row_of(entry: Entry) -> list[tuple[str, ...]]:
+        cost = benchmark.guard_cost(entry, device, where)
+        if cost is None:
+            return []
+        return [
+            (
+                str(entry.problem), f"{cost.us:.1f}", f"{cost.us / cost.unguarded_us - 1:+.1%}",
+                *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
+            )
+        ]  # fmt: skip
+
+    sizes = ((e, (e.problem.m, e.problem.n, e.problem.k)) for e in entries)
+    with torch.no_grad():
+        rows, code = collected(row_of, [e for e, size in sizes if size in GUARD_EXAMPLES], budget)
     if not rows:
         print("no emulated_fp32, which alone has a guard, was timed", file=sys.stderr)
         return code or 1
@@ -268,21 +286,14 @@ def show_times(
         torch.cuda.set_device(where)
     random.Random(0).shuffle(entries)
     entries = entries[: options.sample] if options.sample else entries
-    results: list[benchmark.Result] = []
     tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
-    code = 0
     with torch.no_grad():
         ceilings = benchmark.measure_ceilings(device, where)
-        started = time.time()
-        try:
-            for entry in tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1):
-                if options.budget and time.time() - started > options.budget:
-                    print("the budget is over; the rest was not timed", file=sys.stderr)
-                    break
-                results += benchmark.retime(entry, device, where, ceilings)
-        except KeyboardInterrupt:  # what was timed took minutes
-            print("stopped; the rest was not timed", file=sys.stderr)
-            code = 130
+        results, code = collected(
+            lambda entry: benchmark.retime(entry, device, where, ceilings),
+            tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1),
+            options.budget,
+        )
     results.sort(key=lambda r: (str(r.problem.dtype), r.level, r.mode, r.problem.flops))
     print(
         text_table(

@@ -33,6 +33,7 @@ LAYERS = (
     ("recording", "shapes", "saving"),
     ("finals",),
     ("search",),
+    ("renewal",),
     ("tuner",),
     ("supervisor", "benchmark", "overhead"),
     ("peers",),

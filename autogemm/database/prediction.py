@@ -42,7 +42,8 @@ MARGIN = 1.03
 HOST_BOUND = 1.1
 """Eager time over graph time above which a candidate waits for the host."""
 HOST_US = 90.0
-"""What launching one call takes a slow host: 130 µs before launches were cut to 0.7 of that."""
+"""What launching one call takes a slow host, by estimate: 130 µs was measured before launches
+came to cost 0.7 of what they did."""
 HOST_MARGIN = 1.25
 """What a candidate must win by that waits for the host, as the baseline does: another host may
 be slower."""

@@ -28,9 +28,11 @@ def known_fault(
     """What excuses a strategy on the hostile operands ``name``, or None."""
     at_the_ends = "largest_" in name or "smallest_number" in name
     if device_type == "cuda":
-        # On an H200 some of cuBLAS's kernels for small aligned products do so.
-        wide = dtype in (torch.float32, torch.float64)
-        inherits = wide and strategy in (*_TORCHS_UPDATE, *_CUBLAS)
+        # Of cuBLAS's kernels those for aligned float64 products do so on an H200, and in float32
+        # one for 5x8x36, a size that only padding makes of the graded ones.
+        inherits = (dtype is torch.float64 and strategy in (*_TORCHS_UPDATE, *_CUBLAS)) or (
+            dtype is torch.float32 and strategy in _CUBLAS
+        )
     else:
         inherits = strategy in _TORCHS_UPDATE
     if not inherits:

@@ -5,6 +5,8 @@ packages (``plugins``) end it, and a tie between measured candidates goes to the
 earlier. ``BY_NAME`` holds the same by name.
 """
 
+from autogemm.device import Device
+from autogemm.problem import Problem
 from autogemm.strategies.addmm import Addmm, baseline
 from autogemm.strategies.baddbmm import Baddbmm
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
@@ -47,6 +49,14 @@ def origin_of(name: str) -> str:
     return BY_NAME.plugins.origins.get(name, "")
 
 
+def reasons_not(candidate: Candidate, problem: Problem, device: Device) -> list[str]:
+    """Why a candidate, of a table perhaps, cannot run a problem here; empty where it can."""
+    strategy = BY_NAME.get(candidate.strategy)
+    if strategy is None:
+        return [f"the strategy {candidate.strategy!r} is not known"]
+    return strategy.reasons_not(problem, device, candidate.kwargs)
+
+
 def left_out() -> tuple[str, ...]:
     """The strategies of plug-ins that cannot be used: name, distribution and reason of each."""
     return BY_NAME.plugins.left_out
@@ -63,4 +73,5 @@ __all__ = [
     "baseline",
     "left_out",
     "origin_of",
+    "reasons_not",
 ]
