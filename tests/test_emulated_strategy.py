@@ -296,6 +296,21 @@ def test_the_overlapped_form_is_for_hopper_and_the_triton_that_it_was_written_in
         assert other in reason
 
 
+def test_batches_are_for_the_fused_form_with_k_whole() -> None:
+    for changed, word in (
+        ({}, None),
+        ({"bm": 16}, None),
+        ({"form": "split", "bk": 64}, "batches are for 'fused'"),
+        ({"form": "overlapped"}, "batches are for 'fused'"),
+        ({"slices": 2}, "k is whole in batches"),
+    ):
+        reasons = STRATEGY.reasons_not(problem(batch=12), GPU, {**FUSED, **changed})
+        assert reasons == [] if word is None else word in reasons[0]
+        assert len(reasons) <= 1
+    (reason,) = STRATEGY.reasons_not(problem(batch=12, b="row-unaligned"), GPU, FUSED)
+    assert "16-byte aligned" in reason
+
+
 # -------------------------------------------------------------------------- space and memory
 
 EXTENTS = (1, 16, 33, 64, 100, 512, 4096, 30000)
@@ -426,3 +441,37 @@ def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
     tiles = {"bm": 128, "bn": 64, "bk": 32, "chunk": 256}
     overlapped = replaced(tuned, form="overlapped", **{**tiles, "bn": 128})
     assert STRATEGY.fitted(overlapped, wide, GPU).kwargs["form"] == "fused", "its tiles are wide"
+
+
+# ----------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize(
+    ("batch", "m", "n", "k"),
+    [(16, 512, 512, 512), (96, 1024, 1024, 64), (96, 1024, 64, 1024), (2, 20, 4096, 100)],
+)
+def test_batches_have_some_candidates_that_need_no_workspace(
+    batch: int, m: int, n: int, k: int
+) -> None:
+    where = problem(m, n, k, batch=batch)
+    space = list(STRATEGY.space(where, GPU))
+    found = STRATEGY.candidates(where, GPU)
+    assert 5 <= len(found) == len(space) <= 60
+    assert {candidate.kwargs["method"] for candidate in found} == {"fp16x3", "fp16"}
+    for candidate in found:
+        assert STRATEGY.workspace_bytes(where, candidate.kwargs) == 0
+        single = STRATEGY.bound(replace(where, batch=1), candidate.kwargs)
+        assert STRATEGY.bound(where, candidate.kwargs) == single
+        assert STRATEGY.launches(where) == 1
+
+
+def test_what_did_well_on_a_batch_is_fitted_to_another() -> None:
+    wide = Candidate.of("emulated_fp32", **{**FUSED, "chunk": 256})
+    for where, tile in (
+        (problem(512, 512, 8192, batch=2), (128, 128)),
+        (problem(1024, 16, 512, batch=96), (128, 16)),
+    ):
+        fitted = STRATEGY.fitted(wide, where, GPU)
+        assert (fitted.kwargs["bm"], fitted.kwargs["bn"]) == tile
+        assert fitted.kwargs["slices"] == 1, "however few tiles"
+        assert STRATEGY.reasons_not(where, GPU, fitted.kwargs) == []

@@ -10,7 +10,10 @@ import torch
 
 import autogemm
 from autogemm import explain, gemm, gemm_
+from autogemm.device import device_of
 from autogemm.precision import LEVELS, allowance, growth, underflow, unit_roundoff
+from autogemm.problem import problem_of
+from autogemm.strategies import BY_NAME
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -103,6 +106,28 @@ def test_batches_keep_the_contract(dtype: torch.dtype, shared: str) -> None:
         before = D.clone()
         gemm_(1.5, A, B, -0.5, D, precision="highest")
         check(D, 1.5, A, B, -0.5, before)
+
+
+@pytest.mark.parametrize(
+    ("batch", "m", "n", "k"),
+    [(16, 512, 512, 512), (96, 1024, 1024, 64), (96, 1024, 64, 1024), (7, 130, 52, 36)],
+)
+def test_a_batch_of_float32_in_one_launch_keeps_the_contract(
+    batch: int, m: int, n: int, k: int
+) -> None:
+    """Matrices behind each other, heads between each other, and one that is shared."""
+    strategy, here = BY_NAME["emulated_fp32"], device_of(torch.device("cuda"))
+    A, B, C = normal(batch, m, k), normal(batch, k, n), normal(batch, m, n)
+    heads = A.movedim(0, 1).contiguous().movedim(1, 0)
+    transposed = B.mT.contiguous().mT
+    for a, b in ((A, B), (heads, transposed), (A, B[:1].expand(B.shape))):
+        problem = problem_of(a, b, C, None, False)
+        candidates = strategy.candidates(problem, here)
+        assert candidates or here.capability < (9, 0)
+        for params in (candidate.kwargs for candidate in candidates):
+            if (params["method"], params["chunk"]) == ("fp16x3", 64):
+                result = strategy.bind(problem, here, params)(1.5, a, b, -0.5, C, None)
+                check(result, 1.5, a, b, -0.5, C)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

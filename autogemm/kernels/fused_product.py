@@ -20,9 +20,14 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
-from autogemm.kernels.launch import ceil_div, launch, registers_for_two
-from autogemm.kernels.operands import described, load_tiles
+from autogemm.kernels.epilogue import ieee_tile, rows_by, rows_of, store_both
+from autogemm.kernels.launch import ceil_div, launch, registers_for_two, written
+from autogemm.kernels.operands import (
+    described,
+    described_batch,
+    load_batched_tiles,
+    load_tiles,
+)
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split import LOWEST_EXPONENT
@@ -64,15 +69,25 @@ def _absolute(x, down):
 
 
 @triton.jit
+def _load(a, b, a_z, b_z, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
+    """``load_tiles``; of matrices a_z and b_z of batches, unless these are None."""
+    if a_z is None:
+        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
+    else:
+        x, y = load_batched_tiles(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
+    return x, y
+
+
+@triton.jit
 def _safe_scales(
-    a, b, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BK: tl.constexpr
+    a, b, a_z, b_z, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
     """The scales by the largest magnitudes over k in [first, last)."""
-    x, y = load_tiles(a, b, i0, j0, first, A_T, B_T)
+    x, y = _load(a, b, a_z, b_z, i0, j0, first, A_T, B_T)
     a_most = _largest(x, 1)
     b_most = _largest(y, 0)
     for at in tl.range(first + BK, last, BK, num_stages=2):
-        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
+        x, y = _load(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
         a_most = tl.maximum(a_most, _largest(x, 1))
         b_most = tl.maximum(b_most, _largest(y, 0))
     return _scale(a_most), _scale(b_most)
@@ -80,42 +95,27 @@ def _safe_scales(
 
 @triton.jit
 def _weight(
-    a, b, a_down, b_down, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr,
+    a, b, a_z, b_z, a_down, b_down, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The sum of |hi·hi| over k in [first, last)."""
     weight = tl.zeros((BM, BN), dtype=tl.float32)
     for at in tl.range(first, last, BK, num_stages=2):
-        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
+        x, y = _load(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
         weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]), weight)
     return weight
 
 
-@triton.jit(
-    do_not_specialize=[
-        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
-        "slice_k", "chunk_blocks", "group", "alpha", "beta", "gain",
-    ]
-)  # fmt: skip
-def _fused_kernel(
-    a_tiles, b_tiles, a, b, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
-    out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
+@triton.jit
+def _compute_tile(
+    a_tiles, b_tiles, a, b, c, out, a_z, b_z, i0, j0, first, last, place, m, n, a_row, a_k, b_row,
+    b_k, c_row, c_col, out_row, out_col, chunk_blocks, alpha, beta, gain,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
     TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr,
-    SHARED: tl.constexpr,
+    STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    down = tl.cdiv(m, BM)
-    if GRAM:
-        tiles = down * (down + 1) // 2
-        i0, j0 = triangle_origin(tl.program_id(0) % tiles, BM)
-    else:
-        tiles = down * tl.cdiv(n, BN)
-        i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
-    slice_ = tl.program_id(0) // tiles
-    first = slice_ * slice_k
-    last = tl.minimum(first + slice_k, k)
-    x, y = load_tiles(a_tiles, b_tiles, i0, j0, first, A_T, B_T)
+    """Write the tile at i0, j0 of the products over k in [first, last): all that a program does."""
+    x, y = _load(a_tiles, b_tiles, a_z, b_z, i0, j0, first, A_T, B_T)
     a_down = _scale(_largest(x, 1))
     b_down = _scale(_largest(y, 0))
     inside = (tl.arange(0, BM) < m - i0)[:, None] & (tl.arange(0, BN) < n - j0)[None, :]
@@ -128,13 +128,15 @@ def _fused_kernel(
     wrong = 1
     while (wrong > 0) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
-            a_down, b_down = _safe_scales(a_tiles, b_tiles, i0, j0, first, last, A_T, B_T, BK)
+            a_down, b_down = _safe_scales(
+                a_tiles, b_tiles, a_z, b_z, i0, j0, first, last, A_T, B_T, BK
+            )  # fmt: skip
             doubtful = 1
         total = tl.zeros((BM, BN), dtype=tl.float32)
         part = tl.zeros((BM, BN), dtype=tl.float32)
         in_chunk = 0
         for at in tl.range(first, last, BK, num_stages=STAGES):
-            x, y = load_tiles(a_tiles, b_tiles, i0, j0, at, A_T, B_T)
+            x, y = _load(a_tiles, b_tiles, a_z, b_z, i0, j0, at, A_T, B_T)
             x *= a_down[:, None]
             y *= b_down[None, :]
             a_hi = x.to(tl.float16)
@@ -166,7 +168,8 @@ def _fused_kernel(
     total = total * low * high
     if ROWS == 2:
         n = n // 4 * 4
-    out += slice_.to(tl.int64) * m * n  # one matrix a slice
+    if a_z is None:
+        out += place.to(tl.int64) * m * n  # one matrix a slice
     if not SHARED:
         store_both(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
@@ -175,8 +178,9 @@ def _fused_kernel(
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
             weight = _weight(
-                a_tiles, b_tiles, a_down, b_down, i0, j0, first, last, A_T, B_T, BM, BN, BK
-            )
+                a_tiles, b_tiles, a_z, b_z, a_down, b_down, i0, j0, first, last, A_T, B_T, BM, BN,
+                BK,
+            )  # fmt: skip
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + (last - first) * 0.0078125
             light = inside & (weight < enough) & (weight != 0)
@@ -199,6 +203,69 @@ def _fused_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             GRAM, BM, BN,
         )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
+        "slice_k", "chunk_blocks", "group", "alpha", "beta", "gain",
+    ]
+)  # fmt: skip
+def _fused_kernel(
+    a_tiles, b_tiles, a, b, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
+    out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
+    TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr,
+    SHARED: tl.constexpr,
+):  # fmt: skip
+    down = tl.cdiv(m, BM)
+    if GRAM:
+        tiles = down * (down + 1) // 2
+        i0, j0 = triangle_origin(tl.program_id(0) % tiles, BM)
+    else:
+        tiles = down * tl.cdiv(n, BN)
+        i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
+    slice_ = tl.program_id(0) // tiles
+    first = slice_ * slice_k
+    last = tl.minimum(first + slice_k, k)
+    _compute_tile(
+        a_tiles, b_tiles, a, b, c, out, None, None, i0, j0, first, last, slice_, m, n, a_row, a_k,
+        b_row, b_k, c_row, c_col, out_row, out_col, chunk_blocks, alpha, beta, gain, HAS_C, ROWS,
+        A_T, B_T, TERMS, BM, BN, BK, STAGES, GUARD, GRAM, SHARED,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_batch", "a_row", "a_k", "b_batch", "b_row", "b_k", "c_batch", "c_row",
+        "c_col", "out_batch", "out_row", "out_col", "chunk_blocks", "group", "alpha", "beta",
+        "gain",
+    ]
+)  # fmt: skip
+def _batched_kernel(
+    a_tiles, b_tiles, a, b, c, out, m, n, k, a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch,
+    c_row, c_col, out_batch, out_row, out_col, chunk_blocks, group, alpha, beta, gain,
+    HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
+    TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, GUARD: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+    i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
+    z = tl.program_id(0) // tiles
+    # A matrix that all share is described alone.
+    a_z = tl.where(a_batch == 0, 0, z)
+    b_z = tl.where(b_batch == 0, 0, z)
+    if ROWS == 2:
+        c_batch = c_batch // 4 * 4
+        out_batch = out_batch // 4 * 4
+    far = z.to(tl.int64)
+    _compute_tile(
+        a_tiles, b_tiles, a + far * a_batch, b + far * b_batch, c + far * c_batch,
+        out + far * out_batch, a_z, b_z, i0, j0, 0, k, z, m, n, a_row, a_k, b_row, b_k, c_row,
+        c_col, out_row, out_col, chunk_blocks, alpha, beta, gain, HAS_C, ROWS, A_T, B_T, TERMS, BM,
+        BN, BK, STAGES, GUARD, False, SHARED,
+    )  # fmt: skip
 
 
 def fused_product(
@@ -235,6 +302,77 @@ def fused_product(
             described(B, b_t, tiling.bk, tiling.bn),
         ),
     )  # fmt: skip
+
+
+def fused_batch(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    terms: int,
+    chunk: int,
+    tiling: Tiling,
+    gain: float,
+    guard: bool = True,
+) -> None:
+    """Write α·A[z]·B[z] + β·C[z] into ``out[z]`` for all z, in one launch; ``out`` may be C.
+
+    A (batch, m, k), B (batch, k, n), C and ``out`` (batch, m, n) are float32. Each matrix is what
+    ``fused_product`` takes, and those of A and of B begin at multiples of 16 bytes; A, B and C
+    may be expanded. The rest is as for ``fused_product``, but that k is not sliced.
+    """
+    (batch, m, k), n = A.shape, B.shape[2]
+    a_t, b_t = A.stride(2) != 1, B.stride(2) != 1
+    read = out if C is None else C
+    b_batch, b_k, b_row = B.stride()
+    launch(
+        _batched_kernel,
+        batch * tile_count(m, n, tiling.bm, tiling.bn, gram=False),
+        (A, B, read, out),
+        (
+            m,
+            n,
+            k,
+            *A.stride(),
+            b_batch,
+            b_row,
+            b_k,
+            *read.stride(),
+            *out.stride(),
+            chunk // tiling.bk,
+            tiling.group,
+        ),
+        (alpha, beta, gain),
+        {
+            "HAS_C": C is not None,
+            "ROWS": min(_rows_of_each(read), _rows_of_each(out)),
+            "A_T": a_t,
+            "B_T": b_t,
+            "TERMS": terms,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "BK": tiling.bk,
+            "STAGES": tiling.stages,
+            "GUARD": guard,
+            "SHARED": C is not None and C.data_ptr() == out.data_ptr(),
+        },
+        num_warps=tiling.warps,
+        registers=registers_for_two(tiling.warps) if tiling.warps == 8 else None,
+        descriptors=(
+            described_batch(A, a_t, tiling.bm, tiling.bk),
+            described_batch(B, b_t, tiling.bk, tiling.bn),
+        ),
+    )
+    written(out)
+
+
+def _rows_of_each(x: torch.Tensor) -> int:
+    """``rows_of`` every matrix of a batch."""
+    step, *strides = x.stride()
+    return rows_by(tuple(strides), x.shape[2], (x.data_ptr() | 4 * step) % 16 == 0)
 
 
 def launch_product(

@@ -18,6 +18,17 @@ def load_tiles(a, b, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
     return x, y
 
 
+@triton.jit
+def load_batched_tiles(a, b, a_z, b_z, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
+    """``load_tiles`` of matrix a_z of a batch and b_z of another, as ``described_batch``."""
+    # An extent of 1 is dropped as the tile is loaded: nothing is moved for its sake.
+    x = a.load([a_z, at, i0]) if A_T else a.load([a_z, i0, at])
+    y = b.load([b_z, j0, at]) if B_T else b.load([b_z, at, j0])
+    x = tl.reshape(x, (x.shape[1], x.shape[2]))
+    y = tl.reshape(y, (y.shape[1], y.shape[2]))
+    return x.T if A_T else x, y.T if B_T else y
+
+
 def described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
     """The descriptor of x, or of its transpose, for tiles of x with ``rows`` and ``cols``.
 
@@ -28,6 +39,27 @@ def described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> Tensor
     # The stride over a single row means nothing, but must be a legal one.
     pitch = x.stride(0) if x.shape[0] > 1 else ceil_div(x.shape[1], 8) * 8
     return descriptor(x, (x.shape[0], x.shape[1]), pitch, (rows, cols))
+
+
+def described_batch(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
+    """The descriptor of a batch (batch, m, k), or of its transposes, for tiles of its matrices.
+
+    As ``described``, with the matrices at multiples of 16 bytes. Where all of them are one
+    (expanded, stride 0) that one is described, at place 0. A tile never holds elements of two
+    matrices: what it lacks is filled with zeros.
+    """
+    if transposed:
+        x, rows, cols = x.mT, cols, rows
+    count, *extents = x.shape
+    step, pitch, _ = x.stride()
+    if extents[0] == 1:
+        pitch = ceil_div(extents[1], 8) * 8
+    if step == 0:
+        count, step = 1, extents[0] * pitch
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides = x, [count, *extents], [step, pitch, 1]
+    made.block_shape, made.padding = [1, rows, cols], "zero"
+    return made
 
 
 def descriptor(

@@ -88,7 +88,7 @@ class EmulatedFP32(Strategy):
     ``method`` ``fp16x3`` keeps float32's accuracy, ``fp16`` (one product of hi) that of
     ``high``. ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``chunk`` the elements of
     k between promotions, ``slices`` the parts of k computed apart, ``group`` the rows of
-    tiles that share columns in time.
+    tiles that share columns in time. Batches are for form ``fused``, with k whole.
     """
 
     name = "emulated_fp32"
@@ -98,6 +98,7 @@ class EmulatedFP32(Strategy):
     packages = ("triton",)
     depends_on = ("torch", "triton")
     min_capability = (9, 0)  # earlier tensor cores truncate more than the bound allows for
+    batched = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
@@ -133,6 +134,10 @@ class EmulatedFP32(Strategy):
             return ["a vector times a matrix is bound by memory; splitting it gains nothing"]
         if problem.k >= _LONGEST:
             return [f"k = {problem.k}; offsets are 32-bit below k = {_LONGEST}"]
+        if problem.batch > 1 and params["form"] != "fused":
+            return [f"form {params['form']!r} computes single products, batches are for 'fused'"]
+        if problem.batch > 1 and params["slices"] != 1:
+            return ["k is whole in batches: their matrices fill a device"]
         if params["form"] != "split" and not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
         if params["form"] == "overlapped":
@@ -140,6 +145,9 @@ class EmulatedFP32(Strategy):
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
+        if problem.batch > 1:
+            yield from _space_of_batches(problem)
+            return
         for method, tiles in _SPLIT_TILES.items():
             for bm, bn, bk, warps, stages in tiles:
                 if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
@@ -185,7 +193,9 @@ class EmulatedFP32(Strategy):
             if tile is not None:
                 params["form"] = "fused"
                 params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
-        params["slices"] = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
+        bm, bn, bk = *tile_of(params), int(params["bk"])
+        single = problem.batch == 1
+        params["slices"] = _filling(problem, device, bm, bn, bk, _USUAL) if single else 1
         return Candidate.of(self.name, **params)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
@@ -216,6 +226,8 @@ class EmulatedFP32(Strategy):
         self, problem: Problem, device: Device, params: Params, *, guard: bool = True
     ) -> Run:
         """``guard`` is left out by the benchmark that measures what it costs, and nowhere else."""
+        if problem.batch > 1:
+            return _bind_batch(device, params, guard)
         bind = _bind_split if params["form"] == "split" else _bind_in_one_launch
         return bind(device, params, guard)
 
@@ -297,6 +309,34 @@ def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:
     return into_new(write)
 
 
+def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
+    from autogemm.kernels.fused_product import fused_batch
+    from autogemm.kernels.split_product import Tiling
+
+    terms = 1 if params["method"] == "fp16" else 2
+    bm, bn = tile_of(params)
+    transposed = bm < 64
+    if transposed:
+        bm, bn = bn, bm
+    bk, chunk = int(params["bk"]), int(params["chunk"])
+    warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
+    tiling = Tiling(bm, bn, bk, warps, stages, group)
+    gain = _gain(device, bk, one_accumulator=terms == 2)
+
+    def write(
+        alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+    ) -> None:
+        if transposed:
+            A, B, out = B.mT, A.mT, out.mT
+            C = None if C is None else C.mT
+        fused_batch(
+            alpha, A, B, beta, C, out, terms=terms, chunk=chunk, tiling=tiling, gain=gain,
+            guard=guard,
+        )  # fmt: skip
+
+    return into_new(write, batched=True)
+
+
 def _product_in_one_launch(form: str) -> Callable[..., None]:
     if form == "overlapped":
         from autogemm.kernels.overlapped_product import overlapped_product
@@ -320,6 +360,14 @@ def _gain(device: Device, bk: int, *, one_accumulator: bool) -> float:
     """What truncation takes from a sum, on average, over a block of ``bk`` elements of k."""
     apart, together = _TRUNCATION.get(device.capability, (0.0, 0.0))
     return (together if one_accumulator else apart) * (bk / _STEP) * 2.0**-24
+
+
+def _space_of_batches(problem: Problem) -> Iterator[dict[str, ParamValue]]:
+    for method in ("fp16x3", "fp16"):
+        for bm, bn, bk, warps, stages in _TILES["fused"]:
+            if _fits(bm, problem.m) and _fits(bn, problem.n):
+                for chunk in _chunks("fused", method, problem.k):
+                    yield _params("fused", method, bm, bn, bk, warps, stages, chunk, 1, 8)
 
 
 def _params(
