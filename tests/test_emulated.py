@@ -848,18 +848,22 @@ def test_the_bound_holds_where_sums_are_truncated(form: str, name: str) -> None:
     A, B, C = A.to(PLACE), B.to(PLACE), C.to(PLACE)
     for method, chunk in (("fp16x3", 64), ("fp16x3", 256), ("fp16", 256)):
         assert serve(emulated(form, method, chunk=chunk), 1.0, A, B, 0.5, C, "row", truth)
+    if form == "fused":  # a block of k to a chunk: the bound is less than half
+        for bk in (32, 64):
+            candidate = emulated(form, "fp16x3", bk=bk, chunk=bk)
+            assert serve(candidate, 1.0, A, B, 0.5, C, "row", truth)
 
 
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("form", FORMS)
-def test_the_correction_halves_what_truncation_costs(form: str) -> None:
+@pytest.mark.parametrize(("form", "bk"), [("split", 32), ("fused", 32), ("fused", 64)])
+def test_the_correction_halves_what_truncation_costs(form: str, bk: int) -> None:
     """The figures of the strategy for Hopper, on sums that are truncated as there."""
     if ON_GPU and here().capability != (9, 0):
         pytest.skip("the figures are Hopper's")
     A, B, _ = HOSTILE["uniform"](32, 32, 256, torch.float32, seeded(form))
     exact = A.double() @ B.double()
     problem = contiguous_problem(32, 32, 256, torch.float32)
-    candidate = emulated(form, "fp16x3")
+    candidate = emulated(form, "fp16x3", bk=bk)
     errors = []
     for capability in ((9, 0), (9, 9)):
         run = STRATEGY.bind(problem, replace(here(), capability=capability), candidate.kwargs)

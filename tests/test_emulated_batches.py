@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 STRATEGY = BY_NAME["emulated_fp32"]
 CANDIDATES = [
-    emulated("fused", "fp16x3"),
+    emulated("fused", "fp16x3", chunk=32),
     emulated("fused", "fp16x3", bm=16, bk=64),
     emulated("fused", "fp16", bn=16, chunk=512),
 ]

@@ -111,10 +111,17 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "chunk", "shortest"), [(PARAMS, 128, 27), (FUSED, 64, 151)], ids=["split", "fused"]
+    ("params", "chunk", "shortest", "words"),
+    [
+        (PARAMS, 128, 27, "k ≥ 27 in form `split`"),
+        (FUSED, 64, 151, "k ≥ 151 in form `fused`"),
+        ({**FUSED, "bk": 64}, 64, 38, "k ≥ 38 with blocks of 64"),
+        (FUSED, 32, 32, "k ≥ 32 with blocks of 32"),
+    ],
+    ids=["split", "fused", "blocks of 64", "blocks of 32"],
 )
 def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
-    params: dict[str, ParamValue], chunk: int, shortest: int
+    params: dict[str, ParamValue], chunk: int, shortest: int, words: str
 ) -> None:
     served = [
         k
@@ -123,7 +130,7 @@ def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
     ]
     assert served == list(range(shortest, 600))
     text = " ".join((ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8").split())
-    assert f"k ≥ {shortest} in form `{params['form']}`" in text
+    assert words in text
 
 
 def test_one_term_never_serves_the_highest_level_however_long_the_sum() -> None:
@@ -163,15 +170,21 @@ def modelled(k: int, params: dict[str, ParamValue]) -> float:
     """Units that a sum over k can lose, by the model of docs/accuracy.md, and to promotions.
 
     At most (products - 1)/2 cut when they are aligned, 2 for every 16 products added, on the
-    longest stretch that one accumulator takes; one for each sum that is added to another.
+    longest stretch that one accumulator takes; one for each sum that is added to another. Where
+    a chunk is one block of k, cross products meet no sum of hi·hi, and weigh 2^-10 of it.
     """
     slices, bk = int(params["slices"]), int(params["bk"])
     unit = int(params["chunk"]) if params["form"] == "split" else bk
     slice_k = min(k, unit * math.ceil(math.ceil(k / slices) / unit))  # what the kernels make of it
     chunk = min(slice_k, int(params["chunk"]))
-    apart = params["form"] == "split" or params["method"] == "fp16"
+    one_block = params["form"] == "fused" and params["chunk"] == bk
+    apart = params["form"] == "split" or params["method"] == "fp16" or one_block
     products = chunk if apart else 3 * chunk
     steps = math.ceil(chunk / 16) * (1 if apart else 3)
+    if one_block and params["method"] == "fp16x3":
+        lost = (products + 1 - 1) / 2 + 2 * steps  # the accumulator is a further addend
+        lost += 2.0**-10 * ((2 * chunk - 1) / 2 + 2 * 2 * steps + lost)
+        return lost + math.ceil(slice_k / chunk) - 1 + math.ceil(k / slice_k) - 1
     sums = math.ceil(slice_k / chunk) - 1 + math.ceil(k / slice_k) - 1
     return (products - 1) / 2 + 2 * steps + sums
 
@@ -194,6 +207,7 @@ def uneven_slices() -> Iterator[dict[str, ParamValue]]:
         for method in ("fp16x3", "fp16"):
             for params in (PARAMS, FUSED):
                 yield {**params, "method": method, "slices": slices, "bk": bk, "chunk": chunk}
+        yield {**FUSED, "slices": slices, "bk": bk, "chunk": bk}
 
 
 # ---------------------------------------------------------------------------------- reasons
@@ -255,6 +269,9 @@ def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> N
         ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "form": "overlapped", "stages": 2}, "takes 3 stages or more"),
         ({**FUSED, "chunk": 96}, "does not take chunk=96"),
+        ({**FUSED, "chunk": 32, "bk": 64}, "blocks of k as short"),
+        ({**PARAMS, "chunk": 32, "bk": 32}, "chunks of 32 are for form 'fused'"),
+        ({**FUSED, "chunk": 32, "form": "overlapped"}, "chunks of 32 are for form 'fused'"),
         ({**FUSED, "bk": 128}, "does not take bk=128"),
         ({**FUSED, "slices": 0}, "does not take slices=0"),
         ({**FUSED, "method": "bf16x6"}, "does not take method='bf16x6'"),
@@ -458,6 +475,10 @@ def test_batches_have_some_candidates_that_need_no_workspace(
     found = STRATEGY.candidates(where, GPU)
     assert 5 <= len(found) == len(space) <= 60
     assert {candidate.kwargs["method"] for candidate in found} == {"fp16x3", "fp16"}
+    for level in ("highest", "high"):
+        fits = [Tolerance(level).admits(STRATEGY.bound(where, c.kwargs), torch.float32, k)
+                for c in found]  # fmt: skip
+        assert sum(fits) >= 5
     for candidate in found:
         assert STRATEGY.workspace_bytes(where, candidate.kwargs) == 0
         single = STRATEGY.bound(replace(where, batch=1), candidate.kwargs)
@@ -474,4 +495,24 @@ def test_what_did_well_on_a_batch_is_fitted_to_another() -> None:
         fitted = STRATEGY.fitted(wide, where, GPU)
         assert (fitted.kwargs["bm"], fitted.kwargs["bn"]) == tile
         assert fitted.kwargs["slices"] == 1, "however few tiles"
+        assert fitted.kwargs["chunk"] == 256
         assert STRATEGY.reasons_not(where, GPU, fitted.kwargs) == []
+
+
+@pytest.mark.parametrize("k", [32, 64, 150, 151, 4096])
+@pytest.mark.parametrize("chunk", [32, 512])
+def test_the_chunks_of_a_batch_are_fitted_to_short_sums(chunk: int, k: int) -> None:
+    """Heads have 64 elements or so, and as many keys as there are."""
+    for n in (16, 1024):
+        where = problem(1024, n, k, batch=96)
+        fitted = STRATEGY.fitted(
+            Candidate.of("emulated_fp32", **{**FUSED, "chunk": chunk}), where, GPU
+        )
+        assert STRATEGY.reasons_not(where, GPU, fitted.kwargs) == []
+        if k <= 150:
+            assert fitted.kwargs["chunk"] == fitted.kwargs["bk"]
+        else:
+            assert fitted.kwargs["chunk"] == max(chunk, 64)
+        if k > 37 and (k <= 150 or chunk == 32):
+            bound = STRATEGY.bound(where, fitted.kwargs)
+            assert Tolerance("highest").admits(bound, torch.float32, k)

@@ -72,6 +72,9 @@ _CHUNKS = {
     ("fused", "fp16"): (512, 2048),
     ("overlapped", "fp16x3"): (128, 256, 512),
 }
+_SHORT = 150
+"""Up to here the bound of form ``fused`` serves ``highest`` with one block of k to a chunk alone
+(docs/accuracy.md)."""
 _MORE_SLICES = 4
 """Times as many slices that a Gram matrix may take: it has fewer tiles to fill a device with."""
 _MOST_EVENING, _WORTH_SLICING = 6, 0.85
@@ -110,7 +113,7 @@ class EmulatedFP32(Strategy):
             "bk": one_of(32, 64),
             "warps": one_of(4, 8),
             "stages": one_of(1, 2, 3, 4),
-            "chunk": one_of(64, 128, 256, 512, 1024, 2048),
+            "chunk": one_of(32, 64, 128, 256, 512, 1024, 2048),
             "slices": at_least(1),
             "group": at_least(1),
         }
@@ -125,6 +128,8 @@ class EmulatedFP32(Strategy):
             return ["a tile needs 64 rows or columns"]
         if params["form"] == "overlapped" and int(params["stages"]) < 3:
             return ["form 'overlapped' takes 3 stages or more: two are read while one is written"]
+        if int(params["chunk"]) < (int(params["bk"]) if params["form"] == "fused" else 64):
+            return ["chunks of 32 are for form 'fused' with blocks of k as short"]
         return []
 
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
@@ -194,8 +199,11 @@ class EmulatedFP32(Strategy):
                 params["form"] = "fused"
                 params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
         bm, bn, bk = *tile_of(params), int(params["bk"])
-        single = problem.batch == 1
-        params["slices"] = _filling(problem, device, bm, bn, bk, _USUAL) if single else 1
+        if problem.batch > 1:
+            is_short = params["method"] == "fp16x3" and problem.k <= _SHORT
+            params["chunk"] = bk if is_short else max(64, int(params["chunk"]))
+        else:
+            params["slices"] = _filling(problem, device, bm, bn, bk, _USUAL)
         return Candidate.of(self.name, **params)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
@@ -208,11 +216,13 @@ class EmulatedFP32(Strategy):
         part = min(k, -(-fair // unit) * unit)
         chunk = min(part, int(params["chunk"]))
         terms = 1 if params["method"] == "fp16" else 2
-        in_one = 3 if terms == 2 and params["form"] != "split" else 1
+        in_one = 3 if _share_an_accumulator(params) else 1
         steps = in_one * -(-chunk // _STEP)
         truncation = 1.001 * ((in_one * chunk - 1) / 2 + 2 * steps)
         if terms == 2 and in_one == 1:
             truncation += 0.002 * chunk
+            if params["form"] != "split":  # hi·hi is added to what the cross products left
+                truncation += 0.51
         correction = max(one[in_one == 3] for one in _TRUNCATION.values())
         correction *= -(-chunk // bk) * bk / _STEP
         may_be_gram = problem.m == problem.n and params["form"] != "split"
@@ -279,7 +289,7 @@ def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:
     bk, warps = int(params["bk"]), int(params["warps"])
     tiling = Tiling(bm, bn, bk, warps, int(params["stages"]), int(params["group"]))
     chunk, slices = int(params["chunk"]), int(params["slices"])
-    gain = _gain(device, bk, one_accumulator=terms == 2)
+    gain = _gain(device, bk, one_accumulator=_share_an_accumulator(params))
     side = max(bm, bn)
     square = next((t for t in _TILES[str(params["form"])] if t[:3] == (side, side, bk)), None)
     product = _product_in_one_launch(str(params["form"]))
@@ -321,7 +331,7 @@ def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
     bk, chunk = int(params["bk"]), int(params["chunk"])
     warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
     tiling = Tiling(bm, bn, bk, warps, stages, group)
-    gain = _gain(device, bk, one_accumulator=terms == 2)
+    gain = _gain(device, bk, one_accumulator=_share_an_accumulator(params))
 
     def write(
         alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
@@ -356,6 +366,17 @@ def _reasons_without_gluon(device: Device) -> list[str]:
     return []
 
 
+def _share_an_accumulator(params: Params) -> bool:
+    """Whether cross products are added to sums of hi·hi.
+
+    Not in form ``split``; nor in form ``fused`` where a chunk is one block of k, in which they
+    come first.
+    """
+    if params["method"] == "fp16" or params["form"] == "split":
+        return False
+    return params["form"] != "fused" or int(params["chunk"]) > int(params["bk"])
+
+
 def _gain(device: Device, bk: int, *, one_accumulator: bool) -> float:
     """What truncation takes from a sum, on average, over a block of ``bk`` elements of k."""
     apart, together = _TRUNCATION.get(device.capability, (0.0, 0.0))
@@ -366,7 +387,8 @@ def _space_of_batches(problem: Problem) -> Iterator[dict[str, ParamValue]]:
     for method in ("fp16x3", "fp16"):
         for bm, bn, bk, warps, stages in _TILES["fused"]:
             if _fits(bm, problem.m) and _fits(bn, problem.n):
-                for chunk in _chunks("fused", method, problem.k):
+                is_short = method == "fp16x3" and problem.k <= _SHORT
+                for chunk in (bk,) if is_short else _chunks("fused", method, problem.k):
                     yield _params("fused", method, bm, bn, bk, warps, stages, chunk, 1, 8)
 
 
