@@ -125,7 +125,7 @@ def test_a_batch_of_float32_in_one_launch_keeps_the_contract(
         candidates = strategy.candidates(problem, here)
         assert candidates or here.capability < (9, 0)
         for params in (candidate.kwargs for candidate in candidates):
-            if (params["method"], params["chunk"]) == ("fp16x3", 64):
+            if params["method"] == "fp16x3" and params["chunk"] in (32, 64):  # each tile once
                 result = strategy.bind(problem, here, params)(1.5, a, b, -0.5, C, None)
                 check(result, 1.5, a, b, -0.5, C)
 
