@@ -174,6 +174,20 @@ def test_two_operands_are_staged_in_one_pass_each_in_its_own_order(a: str, b: st
     assert right.stride(0 if b.startswith("col") else 1) == 1
 
 
+@pytest.mark.parametrize(("cols", "pitch"), [(129, 129), (500, 513), (1023, 1025), (2050, 2051)])
+def test_wide_rows_of_16_bit_elements_are_copied_whole(cols: int, pitch: int) -> None:
+    """However many of them make up a block, and from odd addresses."""
+    bits = (torch.arange(1 + 20 * pitch) * 3 % 65521).to(torch.int16).to(PLACE)
+    x = bits.as_strided((19, cols), (pitch, 1), 1).view(torch.bfloat16)
+    wide = -(-cols // 8) * 8
+    for operand, shape in ((x, (24, wide)), (x.t(), (wide, 24))):
+        staged = staging.stage(operand, rows=shape[0], cols=shape[1], dtype=torch.bfloat16)
+        found = (staged if operand is x else staged.t()).contiguous().view(torch.int16)
+        assert torch.equal(found[:19, :cols], x.view(torch.int16))
+        assert not found[19:].any()
+        assert not found[:, cols:].any()
+
+
 @pytest.mark.parametrize("first", range(4))
 @pytest.mark.parametrize("pitch", [9, 10])
 def test_16_bit_elements_are_copied_bit_by_bit_from_any_address(first: int, pitch: int) -> None:

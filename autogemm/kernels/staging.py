@@ -18,8 +18,12 @@ from autogemm.kernels.launch import ceil_div, launch
 FLAG_BLOCK = 128
 """Rows of A (columns of B) that share one flag: the edge of a tile of the product."""
 
-_BLOCK_ROWS = 16
-_BLOCK_COLS = 128
+_BLOCK = 2048
+"""Elements of a program's block."""
+_WIDEST = 1024
+"""Columns of it at most: some rows in one piece are copied faster than more in part (H200)."""
+_FAR_ROW = 2**31 // (_BLOCK // FLAG_BLOCK)
+"""Offsets within a block fit 32 bits below these strides: it has no more rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +35,30 @@ class Range:
 
 
 @triton.jit
-def _copy_words(x, y, odd, r, c, rows, cols, y_rows, y_cols, x_row, y_row):
+def _copy_words(
+    x, y, odd, first_row, first_col, rows, cols, y_rows, y_cols, x_row, y_row,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Copy 16-bit elements in pairs: half the accesses. ``odd``: x begins within a 32-bit word.
 
-    Only words that hold an element are read.
+    Only words that hold an element are read. Offsets within the block fit 32 bits.
     """
-    words = (x - odd).to(tl.pointer_type(tl.uint32))
-    place = r * x_row + 2 * c + odd
-    words += place >> 1
+    r = tl.arange(0, BLOCK_R)[:, None]
+    c = tl.arange(0, BLOCK_C // 2)[None, :]
+    start = first_row.to(tl.int64) * x_row + first_col + odd
+    words = (x - odd).to(tl.pointer_type(tl.uint32)) + (start >> 1)
+    place = r * x_row + 2 * c + (start & 1).to(tl.int32)
     split = (place & 1) == 1
-    first = (r < rows) & (2 * c < cols)
-    second = (r < rows) & (2 * c + 1 < cols)
-    here = tl.load(words, mask=first, other=0)
-    beyond = tl.load(words + 1, mask=second & split, other=0)
+    first = (r < rows - first_row) & (2 * c < cols - first_col)
+    second = (r < rows - first_row) & (2 * c + 1 < cols - first_col)
+    here = tl.load(words + (place >> 1), mask=first, other=0)
+    beyond = tl.load(words + (place >> 1) + 1, mask=second & split, other=0)
     pair = tl.where(split, (here >> 16) | (beyond << 16), here)
     pair = tl.where(second, pair, pair & 0xFFFF)
-    at = y.to(tl.pointer_type(tl.uint32)) + (r * (y_row // 2) + c)
-    tl.store(at, pair, mask=(r < y_rows) & (2 * c < y_cols))
+    at = y.to(tl.pointer_type(tl.uint32))
+    at += (first_row.to(tl.int64) * y_row + first_col) // 2
+    inside = (r < y_rows - first_row) & (2 * c < y_cols - first_col)
+    tl.store(at + (r * (y_row // 2) + c), pair, mask=inside)
 
 
 @triton.jit
@@ -61,8 +72,10 @@ def _stage_block(
     first_col = block % across * BLOCK_C
     r = (first_row + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
     if WORDS:
-        pairs = (first_col // 2 + tl.arange(0, BLOCK_C // 2)).to(tl.int64)[None, :]
-        _copy_words(x, y, odd, r, pairs, rows, cols, y_rows, y_cols, x_row, y_row)
+        _copy_words(
+            x, y, odd, first_row, first_col, rows, cols, y_rows, y_cols, x_row, y_row, BLOCK_R,
+            BLOCK_C,
+        )  # fmt: skip
     else:
         _stage_elements(
             x, y, flags, first_row, first_col, r, rows, cols, y_rows, y_cols, x_row, x_col, y_row,
@@ -153,9 +166,16 @@ class _Side:
         return cls(source, target, transposed, flags, flag_rows != transposed, store)
 
     @property
-    def blocks(self) -> int:
+    def width(self) -> int:
+        """How many columns suit a block: all of a row, or no more than share a flag."""
+        if self.flags is not None:
+            return FLAG_BLOCK
+        cols = self.target.shape[1]
+        return min(_WIDEST, max(FLAG_BLOCK, 1 << (cols - 1).bit_length()))
+
+    def blocks(self, width: int) -> int:
         rows, cols = self.target.shape
-        return ceil_div(rows, _BLOCK_ROWS) * ceil_div(cols, _BLOCK_COLS)
+        return ceil_div(rows, _BLOCK // width) * ceil_div(cols, width)
 
     @property
     def aligned(self) -> bool:
@@ -177,6 +197,7 @@ class _Side:
             and source.dtype == target.dtype
             and source.element_size() == 2
             and source.stride(1) == 1
+            and source.stride(0) < _FAR_ROW
             and target.shape[1] % 2 == 0
         )
 
@@ -201,7 +222,7 @@ def stage(x: torch.Tensor, *, rows: int, cols: int, dtype: torch.dtype) -> torch
     The result is 16-byte aligned if its contiguous extent is.
     """
     side = _Side.of(x, (rows, cols), dtype, None, True, True)
-    _launch(side, side, side.blocks, 0, None)
+    _launch(side, None, 0, None)
     return side.result
 
 
@@ -225,18 +246,21 @@ def stage_both(
     """
     a = _Side.of(A, (m, k), dtype, flags, True, store)
     b = _Side.of(B, (k, n), dtype, flags, False, store)
-    _launch(a, b, a.blocks + b.blocks, ceil_div(A.shape[0], FLAG_BLOCK), limits)
+    _launch(a, b, ceil_div(A.shape[0], FLAG_BLOCK), limits)
     return (a.result, b.result) if store else (A, B)
 
 
 def _launch(
-    first: _Side, second: _Side, blocks: int, first_flags: int, limits: Range | None
+    first: _Side, other: _Side | None, first_flags: int, limits: Range | None
 ) -> None:
+    second = first if other is None else other
+    width = max(first.width, second.width)
+    blocks = first.blocks(width)
     launch(
         _stage_kernel,
-        blocks,
+        blocks if other is None else blocks + second.blocks(width),
         (*first.tensors, *second.tensors),
-        (*first.integers, *second.integers, first.blocks, first_flags),
+        (*first.integers, *second.integers, blocks, first_flags),
         (limits.smallest, limits.largest) if limits else (0.0, 0.0),
         {
             "STORE": first.store,
@@ -248,8 +272,8 @@ def _launch(
             "WORDS1": first.in_words,
             "WORDS2": second.in_words,
             "FLAG": FLAG_BLOCK,
-            "BLOCK_R": _BLOCK_ROWS,
-            "BLOCK_C": _BLOCK_COLS,
+            "BLOCK_R": _BLOCK // width,
+            "BLOCK_C": width,
         },
         num_warps=4,
     )
