@@ -24,7 +24,7 @@ from autogemm.strategies import BY_NAME
 from autogemm.strategies import cute as module
 
 CUTE = BY_NAME["cute"]
-HOPPER = replace(GPU, units=132, packages=frozenset({"quack"}))
+HOPPER = replace(GPU, units=132, packages=frozenset({"quack", "cutlass"}))
 PLAIN: dict[str, Any] = {
     "tile_m": 128, "tile_n": 128, "cluster_m": 2, "cluster_n": 1, "pingpong": True,
     "swap": False, "split": 1,
@@ -201,6 +201,7 @@ def test_a_result_that_is_written_counts_as_changed(quack: Quack) -> None:
         (problem(), replace(HOPPER, capability=(10, 0)), {}, "those of compute capability 9.x"),
         (problem(), replace(HOPPER, capability=(8, 0)), {}, "needs compute capability 9.0"),
         (problem(), replace(HOPPER, packages=frozenset()), {}, "needs the package 'quack'"),
+        (problem(), replace(HOPPER, packages=frozenset({"quack"})), {}, "'cutlass' that compiles"),
         (problem(), HOPPER, {"tile_m": 256, "pingpong": True}, "no tile of 256x128 with pingpong"),
         (problem(), HOPPER, {"tile_m": 192, "tile_n": 80, "pingpong": False}, "no tile of 192x80"),
         (problem(k=256), HOPPER, {"split": 5}, "k = 256 has 4 steps of 64, too few to split"),

@@ -566,7 +566,7 @@ GPU = Device(
     units=100,
     cache_bytes=2**25,
     memory_bytes=2**35,
-    packages=frozenset(name for strategy in STRATEGIES for name in strategy.packages),
+    packages=frozenset({"cutlass"}.union(*(strategy.packages for strategy in STRATEGIES))),
 )
 OLD_GPU = replace(GPU, name="Imaginary 1", capability=(1, 0))
 CPU = Device(type="cpu", name="Imaginary CPU", units=4)

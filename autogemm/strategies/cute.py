@@ -67,6 +67,8 @@ class Cute(Strategy):
         version = software_versions(problem.device_type).get("quack", "0.6")
         if version.split(".")[:2] != ["0", "6"]:
             return [f"drives version 0.6 of quack-kernels; {version} is installed"]
+        if not device.has_package("cutlass"):
+            return ["quack-kernels is installed, the package 'cutlass' that compiles it is not"]
         reasons = [
             f"TMA needs row- or column-major operands, aligned to 16 bytes; {name} is {layout}"
             for name, layout in (("A", problem.a), ("B", problem.b), ("the result", problem.out))
