@@ -1,11 +1,14 @@
-"""Gluon for Triton's interpreter, as far as ``kernels/overlapped_product.py`` uses it.
+"""Gluon for Triton's interpreter, as far as the kernels for Hopper's warpgroups use it.
 
 Layouts mean nothing to it, shared memory is a list of tiles, and a warpgroup's product reads its
-operands as late as the waits in the kernel allow: a buffer that is written too early shows.
+operands as late as the waits in the kernel allow: a buffer that is written too early shows. What
+the tensor memory accelerator brings is there when its barrier has been waited for and no earlier;
+a tile that is read before, or overwritten while it is read, is an error.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import types
@@ -14,23 +17,37 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
-SOURCE = Path(__file__).parent.parent / "autogemm" / "kernels" / "overlapped_product.py"
+KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
+SHARED_NAMES = "warpgroups"
+"""The module whose functions the kernels import."""
 
 
-def interpreted(folder: Path) -> types.ModuleType:
-    """The kernel's module with this Gluon in place of Triton's; its source goes to ``folder``."""
-    text = SOURCE.read_text()
+def interpreted(
+    name: str, folder: Path, change: tuple[str, str] = ("", "")
+) -> types.ModuleType:
+    """Module ``name`` of kernels with this Gluon in place of Triton's; sources go to ``folder``.
+
+    ``change`` is a part of the source, and what stands in its place.
+    """
+    if name != SHARED_NAMES:
+        interpreted(SHARED_NAMES, folder)
+    text = (KERNELS / f"{name}.py").read_text()
+    assert change[0] in text
+    text = text.replace(*change, 1)  # of the empty string too
     # The interpreter knows constants by this very annotation, and counts with Python's numbers.
     text = text.replace("gl.constexpr", "tl.constexpr")
     text = text.replace("block.to(gl.int64)", "tl.cast(block, tl.int64)")
     text = text.replace("triton.experimental.gluon.language.nvidia.hopper", __name__)
+    text = text.replace("triton.experimental.gluon.nvidia.hopper", __name__)
     text = text.replace("from triton.experimental import gluon", f"from {__name__} import gluon")
     text = text.replace(
         "from triton.experimental.gluon import language as gl",
         f"import triton.language as tl\nfrom {__name__} import gl",
     )
-    path = folder / "interpreted_overlapped_product.py"  # the interpreter reads it there
+    text = text.replace(f"autogemm.kernels.{SHARED_NAMES}", f"interpreted_{SHARED_NAMES}")
+    path = folder / f"interpreted_{name}.py"  # the interpreter reads it there
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -41,39 +58,153 @@ def interpreted(folder: Path) -> types.ModuleType:
     return module
 
 
+class Clock:
+    """How often all threads have met: between two meetings their order is anybody's guess."""
+
+    meetings = 0
+
+
 class Tile:
     """One buffer of shared memory."""
 
     def __init__(self) -> None:
         self.value: Any = None
+        self.writes = 0
+        """How often the accelerator has begun to write it."""
+        self.is_arriving = False
+        self.last_read = -1
 
     def store(self, value: Any) -> None:
         self.value = value
+
+    def load(self, layout: Any = None) -> Any:
+        return self.read()
+
+    def read(self) -> Any:
+        assert not self.is_arriving, "read before its barrier was waited for"
+        self.last_read = Clock.meetings
+        return self.value
+
+    def overwrite(self) -> None:
+        """A copy begins: whatever was here is gone."""
+        assert not self.is_arriving, "two copies at a time"
+        assert self.last_read < Clock.meetings, "overwritten while a slower thread may read it"
+        self.value = None
+        self.is_arriving = True
+        self.writes += 1
+
+    def slice(self, start: Any, length: Any, dim: int) -> View:
+        return View(self).slice(start, length, dim)
+
+    def permute(self, order: tuple[int, int]) -> View:
+        return View(self).permute(order)
+
+
+class View:
+    """A part of a tile, perhaps transposed."""
+
+    def __init__(self, tile: Tile, steps: tuple[Any, ...] = ()) -> None:
+        self.tile, self.steps = tile, steps
+
+    def slice(self, start: Any, length: Any, dim: int) -> View:
+        part = slice(int(start), int(start) + int(length))
+        where = (part, slice(None)) if int(dim) == 0 else (slice(None), part)
+        return View(self.tile, (*self.steps, where))
+
+    def permute(self, order: tuple[int, int]) -> View:
+        return View(self.tile, (*self.steps, None))
+
+    def load(self, layout: Any = None) -> Any:
+        return self.read()
+
+    def read(self) -> Any:
+        value = self.tile.read()
+        data = value.handle.data
+        for step in self.steps:
+            data = data.T if step is None else data[step]
+        handle = type(value.handle)(data.copy(), value.dtype.scalar)
+        return tl.tensor(handle, tl.block_type(value.dtype.scalar, list(data.shape)))
 
 
 class Shared:
     """Buffers of shared memory."""
 
-    def __init__(self, count: int) -> None:
-        self.tiles = [Tile() for _ in range(count)]
+    def __init__(self, tiles: list[Any]) -> None:
+        self.tiles = tiles
 
-    def index(self, i: Any) -> Tile:
+    def index(self, i: Any) -> Any:
         return self.tiles[int(i)]
+
+
+class Barrier:
+    """Where the threads wait for what the accelerator brings: phases of odd and even number."""
+
+    def __init__(self) -> None:
+        self.phase = -1  # that is under way; before it is made there is none
+        self.expected: int | None = None
+        self.copies: list[tuple[Tile, Any]] = []
+
+    def arrive(self) -> None:
+        brought = sum(v.handle.data.nbytes for _, v in self.copies)
+        assert brought == self.expected, "as many bytes arrive as are expected"
+        for tile, value in self.copies:
+            tile.value, tile.is_arriving = value, False
+        self.copies, self.expected, self.phase = [], None, self.phase + 1
+
+
+class mbarrier:
+    @staticmethod
+    def MBarrierLayout() -> type[Barrier]:
+        return Barrier
+
+    @staticmethod
+    def init(bar: Barrier, count: int) -> None:
+        assert count == 1
+        bar.phase = 0
+
+    @staticmethod
+    def expect(bar: Barrier, size: Any, pred: Any = True) -> None:
+        if bool(pred):
+            assert bar.phase >= 0, "a barrier that was not made"
+            assert bar.expected is None, "nobody waited for what was expected before"
+            bar.expected = int(size)
+
+    @staticmethod
+    def wait(bar: Barrier, parity: Any) -> None:
+        if bar.phase % 2 == int(parity):
+            assert bar.expected is not None, "it would wait forever"
+            bar.arrive()
+
+
+class tma:
+    @staticmethod
+    def async_copy_global_to_shared(
+        described: Any, at: list[Any], bar: Barrier, tile: Tile, pred: Any = True
+    ) -> None:
+        if bool(pred):
+            tile.overwrite()
+            bar.copies.append((tile, described.load(at)))
 
 
 class Accumulator:
     """A sum with products that have been started and not waited for."""
 
-    def __init__(self, value: Any, started: list[tuple[Tile, Tile, bool]]) -> None:
+    def __init__(self, value: Any, started: list[tuple[Any, Any, bool, int]]) -> None:
         self.value, self.started = value, started
 
 
-def warpgroup_mma(
-    a: Tile, b: Tile, acc: Any, use_acc: Any = True, is_async: bool = False
-) -> Any:
+def _place(x: Any) -> Tile | None:
+    return x.tile if isinstance(x, View) else x if isinstance(x, Tile) else None
+
+
+def warpgroup_mma(a: Any, b: Any, acc: Any, use_acc: Any = True, is_async: bool = False) -> Any:
+    """``a`` may lie in registers, which nobody else writes."""
     if not isinstance(acc, Accumulator):
         acc = Accumulator(acc, [])
-    acc = Accumulator(acc.value, [*acc.started, (a, b, bool(use_acc))])
+    tile = _place(b)
+    assert tile is not None
+    assert not tile.is_arriving, "read before its barrier was waited for"
+    acc = Accumulator(acc.value, [*acc.started, (a, b, bool(use_acc), tile.writes)])
     return acc if is_async else warpgroup_mma_wait(0, [acc])
 
 
@@ -82,13 +213,23 @@ def warpgroup_mma_init(value: Any) -> Any:
 
 
 def warpgroup_mma_wait(outstanding: int, deps: list[Any]) -> Any:
-    (acc,) = deps
-    value, started = acc.value, list(acc.started)
+    acc, *others = deps
+    value, started = acc, []
+    if isinstance(acc, Accumulator):
+        value, started = acc.value, list(acc.started)
     while len(started) > outstanding:
-        a, b, use_acc = started.pop(0)
+        a, b, use_acc, writes = started.pop(0)
+        tile = _place(b)
+        assert tile is not None
+        assert tile.writes == writes, "overwritten while it is multiplied"
         before = value if use_acc else tl.zeros(value.shape, dtype=tl.float32)
-        value = tl.dot(a.value, b.value, before)
-    return Accumulator(value, started) if started else value
+        value = tl.dot(a if _place(a) is None else a.read(), b.read(), before)
+    done = Accumulator(value, started) if started else value
+    return (done, *others) if others else done
+
+
+def mma_v2(a: Any, b: Any, acc: Any) -> Any:
+    return tl.dot(a, b, acc)
 
 
 def fence_async_shared() -> None:
@@ -118,12 +259,24 @@ class _Language:
     def dot_fma(self, x: Any, y: Any, acc: Any) -> Any:
         return tl.dot(x, y, acc, input_precision="ieee")
 
+    def static_range(self, stop: Any) -> range:
+        return range(int(stop))
+
     def allocate_shared_memory(self, dtype: Any, shape: Any, layout: Any) -> Shared:
-        return Shared(int(shape[0]))
+        made = Barrier if layout is Barrier else Tile
+        return Shared([made() for _ in range(int(shape[0]))])
 
     def thread_barrier(self) -> None:
-        pass
+        Clock.meetings += 1
+
+
+def _jit(function: Any = None, **options: Any) -> Any:
+    """Kernels have options; other functions are called where the language is patched already."""
+    if function is None:
+        return functools.partial(triton.jit, **options)
+    made: Any = triton.jit(function)
+    return functools.wraps(function)(lambda *args, **kwargs: made.rewrite()(*args, **kwargs))
 
 
 gl = _Language()
-gluon = types.SimpleNamespace(jit=triton.jit, constexpr_function=lambda f: f)
+gluon = types.SimpleNamespace(jit=_jit, constexpr_function=lambda f: f)

@@ -36,6 +36,7 @@ PARAMS: dict[str, ParamValue] = {
     "group": 8,
 }
 FUSED: dict[str, ParamValue] = {**PARAMS, "form": "fused", "bk": 32}
+STREAMED: dict[str, ParamValue] = {**PARAMS, "form": "streamed", "bk": 32}
 ONE_TERM = {"method": "fp16"}
 LENGTHS = (1, 16, 64, 128, 192, 256, 512, 1000, 4096, 2**14, 2**17, 2**20)
 
@@ -65,6 +66,13 @@ def offered(k: int) -> list[dict[str, ParamValue]]:
     return list(found.values())
 
 
+def taken(params: dict[str, ParamValue], k: int) -> Problem:
+    """A problem that such parameters are for: narrow tiles of form ``streamed`` say which side."""
+    if params["form"] == "streamed" and int(params["bm"]) < int(params["bn"]):
+        return problem(16, 4096, k)
+    return problem(k=k)
+
+
 def known(where: Problem, level: str, candidate: Candidate) -> Entry:
     return entry(where, {level: choice(candidate)})
 
@@ -74,9 +82,9 @@ def known(where: Problem, level: str, candidate: Candidate) -> Entry:
 
 @pytest.mark.parametrize("k", LENGTHS)
 def test_a_choice_serves_a_level_only_where_its_bound_stays_within(k: int) -> None:
-    where = problem(k=k)
     for level, rho in (("highest", 8), ("high", 2**14)):
         for params in offered(k):
+            where = taken(params, k)
             candidate = Candidate.of("emulated_fp32", **params)
             declared = STRATEGY.bound(where, params)
             within = declared.rho <= rho and declared.total <= rho + k
@@ -103,6 +111,8 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
         ("fused", "fp16x3", "highest"),
         ("split", "fp16", "high"),
         ("fused", "fp16", "high"),
+        ("streamed", "fp16x3", "highest"),
+        ("streamed", "fp16", "high"),
     ):
         served = [k for k in LENGTHS if serves(k, level, form=form, method=method)]
         assert 16 not in served
@@ -115,10 +125,11 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
     [
         (PARAMS, 128, 27, "k ≥ 27 in form `split`"),
         (FUSED, 64, 151, "k ≥ 151 in form `fused`"),
+        (STREAMED, 64, 151, "`overlapped` and `streamed` alike"),
         ({**FUSED, "bk": 64}, 64, 38, "k ≥ 38 with blocks of 64"),
         (FUSED, 32, 32, "k ≥ 32 with blocks of 32"),
     ],
-    ids=["split", "fused", "blocks of 64", "blocks of 32"],
+    ids=["split", "fused", "streamed", "blocks of 64", "blocks of 32"],
 )
 def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
     params: dict[str, ParamValue], chunk: int, shortest: int, words: str
@@ -136,7 +147,7 @@ def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
 def test_one_term_never_serves_the_highest_level_however_long_the_sum() -> None:
     """A long sum has room for 2^14 units, but operands are never rounded to a shorter type."""
     for k in (4096, 2**17, 2**22):
-        for params in (PARAMS, FUSED):
+        for params in (PARAMS, FUSED, STREAMED):
             declared = bound(k, params, **ONE_TERM)
             assert not Tolerance("highest").admits(declared, torch.float32, k)
             assert Tolerance("high").admits(declared, torch.float32, k)
@@ -149,7 +160,7 @@ def test_the_rounding_of_operands_is_declared_apart_from_the_sum() -> None:
             assert STRATEGY.bound(problem(k=k), params).rho == rho
 
 
-@pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
+@pytest.mark.parametrize("params", [PARAMS, FUSED, STREAMED], ids=["split", "fused", "streamed"])
 def test_shorter_chunks_are_safer_as_long_as_promotions_are_few(
     params: dict[str, ParamValue],
 ) -> None:
@@ -174,7 +185,7 @@ def modelled(k: int, params: dict[str, ParamValue]) -> float:
     a chunk is one block of k, cross products meet no sum of hi·hi, and weigh 2^-10 of it.
     """
     slices, bk = int(params["slices"]), int(params["bk"])
-    unit = int(params["chunk"]) if params["form"] == "split" else bk
+    unit = int(params["chunk"]) if params["form"] in ("split", "streamed") else bk
     slice_k = min(k, unit * math.ceil(math.ceil(k / slices) / unit))  # what the kernels make of it
     chunk = min(slice_k, int(params["chunk"]))
     one_block = params["form"] == "fused" and params["chunk"] == bk
@@ -205,12 +216,35 @@ def uneven_slices() -> Iterator[dict[str, ParamValue]]:
     """They are longer than k over their number."""
     for slices, bk, chunk in itertools.product((2, 3, 5, 7, 60), (32, 64), (64, 512)):
         for method in ("fp16x3", "fp16"):
-            for params in (PARAMS, FUSED):
+            for params in (PARAMS, FUSED, STREAMED):
                 yield {**params, "method": method, "slices": slices, "bk": bk, "chunk": chunk}
         yield {**FUSED, "slices": slices, "bk": bk, "chunk": bk}
 
 
 # ---------------------------------------------------------------------------------- reasons
+
+
+@pytest.mark.parametrize("size", [(4096, 16), (16, 4096)], ids=str)
+def test_the_zeros_that_fill_a_pair_of_blocks_are_multiplied_by_the_factor_too(
+    size: tuple[int, int],
+) -> None:
+    """The factor against truncation counts them; those of a whole chunk it had to count anyway."""
+    of_one_step = {
+        k: STRATEGY.bound(problem(*size, k), {**STREAMED, "bm": 64, "bn": 64}).growth
+        - (1.001 * ((3 * k - 1) / 2 + 6) + k / 8 + 5 + 2)
+        for k in (1, 2)
+    }
+    assert of_one_step == pytest.approx(dict.fromkeys((1, 2), 4 * 0.76))
+
+
+def test_the_form_that_streams_is_held_to_what_its_one_term_loses() -> None:
+    """fp16's smallest number stands for all that underflow in the smaller operand."""
+    k = 2**17
+    apart = {
+        form: bound(k, {**STREAMED, "form": form}, **ONE_TERM).growth
+        for form in ("overlapped", "streamed")
+    }
+    assert apart["streamed"] - apart["overlapped"] == k / 16
 
 
 @pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
@@ -268,6 +302,12 @@ def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> N
         ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "form": "overlapped", "stages": 2}, "takes 3 stages or more"),
+        ({**STREAMED, "stages": 1}, "takes 2 stages or more"),
+        ({**STREAMED, "bk": 64, "chunk": 64}, "whole pairs of blocks"),
+        ({**STREAMED, "chunk": 32}, "whole pairs of blocks"),
+        ({**STREAMED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
+        ({**STREAMED, "bm": 16}, "needs 64 rows of A, which stream here, not bm=16"),
+        ({**STREAMED, "bm": 64}, "8 warps compute 128 rows, not 64"),
         ({**FUSED, "chunk": 96}, "does not take chunk=96"),
         ({**FUSED, "chunk": 32, "bk": 64}, "blocks of k as short"),
         ({**PARAMS, "chunk": 32, "bk": 32}, "chunks of 32 are for form 'fused'"),
@@ -313,12 +353,45 @@ def test_the_overlapped_form_is_for_hopper_and_the_triton_that_it_was_written_in
         assert other in reason
 
 
+def test_the_streamed_form_is_for_hopper_and_the_triton_that_it_was_written_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reasons(device: Device, triton: str) -> list[str]:
+        versions = {"torch": "2.13.0", "triton": triton}
+        monkeypatch.setattr(emulated_fp32, "software_versions", lambda device_type: versions)
+        return STRATEGY.reasons_not(problem(), device, STREAMED)
+
+    assert reasons(GPU, "3.6.0") == []
+    for device, version in ((replace(GPU, capability=(10, 0)), "3.6.0"), (GPU, "3.7.0")):
+        (reason,) = reasons(device, version)
+        assert reason.startswith("form 'streamed' is written")
+
+
+@pytest.mark.parametrize("layout", ["row-unaligned", "col-unaligned", "strided"])
+def test_only_the_larger_operand_of_the_streamed_form_needs_to_be_aligned(layout: str) -> None:
+    for m, n, larger, smaller in ((4096, 64, "a", "b"), (64, 4096, "b", "a")):
+        for order in ("row", "col"):
+            where = problem(m, n, **{larger: order, smaller: layout, "out": layout})
+            assert STRATEGY.reasons_not(where, GPU, STREAMED) == []
+        (reason,) = STRATEGY.reasons_not(problem(m, n, **{larger: layout}), GPU, STREAMED)
+        assert "the larger operand is not 16-byte aligned" in reason
+
+
+def test_a_tile_of_the_streamed_form_is_narrow_where_the_smaller_operand_is() -> None:
+    narrow = {**STREAMED, "bn": 16, "bm": 64, "warps": 4}
+    assert STRATEGY.reasons_not(problem(4096, 16), GPU, narrow) == []
+    (reason,) = STRATEGY.reasons_not(problem(16, 4096), GPU, narrow)
+    assert "64 columns of B, which stream here, not bn=16" in reason
+    assert STRATEGY.reasons_not(problem(16, 4096), GPU, {**narrow, "bm": 16, "bn": 64}) == []
+
+
 def test_batches_are_for_the_fused_form_with_k_whole() -> None:
     for changed, word in (
         ({}, None),
         ({"bm": 16}, None),
         ({"form": "split", "bk": 64}, "batches are for 'fused'"),
         ({"form": "overlapped"}, "batches are for 'fused'"),
+        ({"form": "streamed"}, "batches are for 'fused'"),
         ({"slices": 2}, "k is whole in batches"),
     ):
         reasons = STRATEGY.reasons_not(problem(batch=12), GPU, {**FUSED, **changed})
@@ -403,6 +476,33 @@ def test_the_split_form_is_offered_as_many_slices_as_its_chunks_make() -> None:
     assert sliced > 50
 
 
+@pytest.mark.parametrize("k", [100, 300, 600, 4096, 2**18])
+def test_the_streamed_form_is_tried_where_one_operand_is_much_larger(k: int) -> None:
+    def found(m: int, n: int) -> list[dict[str, ParamValue]]:
+        space = STRATEGY.space(problem(m, n, k), GPU)
+        return [params for params in space if params["form"] == "streamed"]
+
+    assert found(4096, 1024) == found(1024, 4096) == []
+    for rows, cols in ((4096, 16), (8192, 1024), (30000, 100), (300, 36)):
+        tall, wide = found(rows, cols), found(cols, rows)
+        turned = [{**params, "bm": params["bn"], "bn": params["bm"]} for params in wide]
+        assert tall == turned
+        assert {params["method"] for params in tall} == {"fp16x3", "fp16"}
+        for params, where in (
+            *((params, problem(rows, cols, k)) for params in tall),
+            *((params, problem(cols, rows, k)) for params in wide),
+        ):
+            assert STRATEGY.reasons_not(where, GPU, params) == []
+            assert not STRATEGY.is_steady(params)
+            chunk, slices = int(params["chunk"]), int(params["slices"])
+            assert ceil_div(k, ceil_div(ceil_div(k, chunk), slices) * chunk) == slices
+            tiles = ceil_div(where.m, int(params["bm"])) * ceil_div(where.n, int(params["bn"]))
+            assert slices == 1 or tiles < GPU.units
+        if k >= 300:
+            bounds = [STRATEGY.bound(problem(rows, cols, k), params) for params in tall]
+            assert any(Tolerance("highest").admits(b, torch.float32, k) for b in bounds)
+
+
 def test_one_chunk_that_covers_k_is_enough() -> None:
     for k in (16, 64, 100, 256, 1000, 5000):
         covering: Counter[Candidate] = Counter()
@@ -423,6 +523,13 @@ def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
     assert sliced == 2 * terms + scales + 2 * 1000 * 500 * 4
     assert STRATEGY.workspace_bytes(where, FUSED) == 0
     assert STRATEGY.workspace_bytes(where, {**FUSED, "slices": 3}) == 3 * 1000 * 500 * 4
+    smaller = 2 * 500 * 304 * 2 + 500 * 3 * 4
+    for size in ((1000, 500), (500, 1000)):
+        assert STRATEGY.workspace_bytes(problem(*size, 300), STREAMED) == smaller
+        sliced = STRATEGY.workspace_bytes(problem(*size, 300), {**STREAMED, "slices": 2})
+        assert sliced == smaller + 2 * 1000 * 500 * 4
+    square = STRATEGY.workspace_bytes(problem(500, 500, 300), {**STREAMED, "slices": 2})
+    assert square == smaller + 2 * 500 * 500 * 4, "of a Gram matrix it makes nothing"
 
 
 @pytest.mark.parametrize(("k", "slices"), [(100_000, 12), (128 * 7, 7), (128, 3)])
@@ -458,6 +565,34 @@ def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
     tiles = {"bm": 128, "bn": 64, "bk": 32, "chunk": 256}
     overlapped = replaced(tuned, form="overlapped", **{**tiles, "bn": 128})
     assert STRATEGY.fitted(overlapped, wide, GPU).kwargs["form"] == "fused", "its tiles are wide"
+
+
+def test_a_neighbours_streamed_tile_is_turned_and_fitted() -> None:
+    tuned = Candidate.of("emulated_fp32", **{**STREAMED, "slices": 3, "chunk": 256})
+    for size, tile in (
+        ((8192, 100, 4096), (128, 128)),
+        ((100, 8192, 4096), (128, 128)),
+        ((8192, 40, 4096), (64, 64)),
+        ((16, 8192, 4096), (16, 64)),
+        ((100000, 30, 512), (64, 32)),
+    ):
+        where = problem(*size)
+        fitted = STRATEGY.fitted(tuned, where, GPU)
+        assert (fitted.kwargs["bm"], fitted.kwargs["bn"]) == tile
+        assert STRATEGY.reasons_not(where, GPU, fitted.kwargs) == []
+        assert STRATEGY.fitted(fitted, where, GPU) == fitted
+        tiles = ceil_div(where.m, tile[0]) * ceil_div(where.n, tile[1])
+        slices = int(fitted.kwargs["slices"])
+        assert (slices == 1) if tiles >= GPU.units else (1 < slices <= 2 * GPU.units // tiles)
+    for bm, bn in ((64, 128), (128, 64)):  # whichever way it was tuned
+        oblong = replaced(tuned, bm=bm, bn=bn, warps=4, stages=2)
+        fitted = STRATEGY.fitted(oblong, problem(8192, 512), GPU).kwargs
+        assert (fitted["bm"], fitted["bn"]) == (64, 128)
+        fitted = STRATEGY.fitted(oblong, problem(512, 8192), GPU).kwargs
+        assert (fitted["bm"], fitted["bn"]) == (128, 64)
+    narrow = replaced(tuned, bm=64, bn=16, warps=4)
+    fitted = STRATEGY.fitted(narrow, problem(16, 8192), GPU).kwargs
+    assert (fitted["bm"], fitted["bn"]) == (16, 64), "turned, as the operands are"
 
 
 # ----------------------------------------------------------------------------------- batches

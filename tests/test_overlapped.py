@@ -54,7 +54,9 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType | 
     if ON_GPU:
         return None
     gluon = importlib.import_module("interpreted_gluon")
-    module: types.ModuleType = gluon.interpreted(tmp_path_factory.mktemp("gluon"))
+    module: types.ModuleType = gluon.interpreted(
+        "overlapped_product", tmp_path_factory.mktemp("gluon")
+    )
     return module
 
 

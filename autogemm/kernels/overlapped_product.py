@@ -20,64 +20,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from autogemm.kernels.fused_product import fused_product, launch_product
 from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.warpgroups import (
+    absolute,
+    any_of,
+    ieee_tile,
+    in_registers,
+    in_shared,
+    inverse,
+    largest,
+    origin,
+    scale_of,
+    store_both,
+)
 
-_PLACE = gl.constexpr(11)
-_LOWEST_EXPONENT = gl.constexpr(-84)
 _CERTIFIED = gl.constexpr(2.0**19)
-_SMALLEST_HALF = gl.constexpr(2.0**-24)
-_IEEE_BLOCK = gl.constexpr(16)
 _FAR = 2**23
 """Offsets within a block fit 32 bits below this pitch: it has 256 rows at most."""
-
-
-@gluon.constexpr_function
-def _in_registers(fast, rows, cols, warps):
-    """Four neighbours along the contiguous dimension ``fast`` to a thread."""
-    if fast == 1:
-        across = min(32, cols // 4)
-        return gl.BlockedLayout([1, 4], [32 // across, across], [warps, 1], [1, 0])
-    down = min(32, rows // 4)
-    return gl.BlockedLayout([4, 1], [down, 32 // down], [1, warps], [0, 1])
-
-
-@gluon.constexpr_function
-def _in_shared(fast, rows, cols):
-    """A 16-bit tile as warpgroup products read it."""
-    swizzle = min(128, max(32, (cols if fast == 1 else rows) * 2))
-    return gl.NVMMASharedLayout(
-        swizzle_byte_width=swizzle, element_bitwidth=16, rank=2, transposed=fast == 0
-    )
-
-
-@gluon.jit
-def _any(condition):
-    return gl.max(gl.max(condition.to(gl.int32), 1), 0)
-
-
-@gluon.jit
-def _scale(largest):
-    """The power of two that brings a stretch's largest finite magnitude to about 2^_PLACE."""
-    exponent = (largest.to(gl.int32, bitcast=True) >> 23) - 127
-    exponent = gl.where(largest > 0, gl.maximum(exponent, _LOWEST_EXPONENT), 0) - _PLACE
-    return ((127 - exponent) << 23).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def _inverse(power):
-    """The reciprocal of a power of two."""
-    return (0x7F000000 - power.to(gl.int32, bitcast=True)).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def _largest(x, axis: gl.constexpr):
-    magnitude = gl.abs(x)
-    return gl.max(gl.where(magnitude < float("inf"), magnitude, 0.0), axis)
-
-
-@gluon.jit
-def _absolute(x, down):
-    """|hi|, 0 for nothing but zeros, so that a sum of 0 proves that all products are."""
-    return gl.where(x != 0, gl.maximum(gl.abs(x * down), _SMALLEST_HALF), 0.0).to(gl.float16)
 
 
 @gluon.jit
@@ -109,110 +67,6 @@ def _load(x, at, inside, kk, left, step, block, KDIM: gl.constexpr):
     return gl.load(x + block.to(gl.int64) * step + at, mask=inside & reach, other=0.0)
 
 
-@gluon.jit
-def _store(
-    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: gl.constexpr, ROWS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result."""
-    L: gl.constexpr = _in_registers(1, BM, BN, W)
-    total = gl.convert_layout(total, L)
-    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))[:, None]
-    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))[None, :]
-    if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
-        n = n // 4 * 4
-        c_row = c_row // 4 * 4
-        out_row = out_row // 4 * 4
-    inside = (r < m - i0) & (q < n - j0)
-    total *= alpha
-    if ROWS > 0:
-        if HAS_C:
-            c += i0.to(gl.int64) * c_row + j0
-            total += beta * gl.load(c + (r * c_row + q), mask=inside, other=0.0)
-        out += i0.to(gl.int64) * out_row + j0
-        gl.store(out + (r * out_row + q), total, mask=inside)
-    else:
-        r64 = (i0 + r).to(gl.int64)
-        q64 = (j0 + q).to(gl.int64)
-        if HAS_C:
-            total += beta * gl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
-        gl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)
-
-
-@gluon.jit
-def _store_both(
-    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: gl.constexpr, ROWS: gl.constexpr, GRAM: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """``_store``; of a Gram matrix also the tile's mirror image."""
-    _store(
-        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, BM,
-        BN, W,
-    )  # fmt: skip
-    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
-        if i0 != j0:
-            _store(
-                gl.permute(total, (1, 0)), c, out, j0, i0, n, m, c_row, c_col, out_row, out_col,
-                alpha, beta, HAS_C, ROWS, BN, BM, W,
-            )  # fmt: skip
-
-
-@gluon.jit
-def _ieee_tile(
-    a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM: gl.constexpr,
-    BN: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """As ``epilogue.ieee_tile``."""
-    L: gl.constexpr = gl.BlockedLayout([4, 4], [4, 8], [W, 1], [1, 0])
-    LX: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [W, 1], [1, 0])
-    LY: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [1, W], [1, 0])
-    i = (i0 + gl.arange(0, BM, layout=gl.SliceLayout(1, LX))).to(gl.int64)
-    j = (j0 + gl.arange(0, BN, layout=gl.SliceLayout(0, LY))).to(gl.int64)
-    ka = gl.arange(0, _IEEE_BLOCK, layout=gl.SliceLayout(0, LX)).to(gl.int64)
-    kb = gl.arange(0, _IEEE_BLOCK, layout=gl.SliceLayout(1, LY)).to(gl.int64)
-    total = gl.zeros([BM, BN], gl.float32, L)
-    for start in range(first, last, chunk):
-        part = gl.zeros([BM, BN], gl.float32, L)
-        end = gl.minimum(start + chunk, last)
-        for block in range(start, end, _IEEE_BLOCK):
-            x = gl.load(
-                a + i[:, None] * a_row + (block + ka)[None, :] * a_k,
-                mask=(i < m)[:, None] & (block + ka < end)[None, :],
-                other=0.0,
-            )
-            y = gl.load(
-                b + (block + kb)[:, None] * b_k + j[None, :] * b_row,
-                mask=(block + kb < end)[:, None] & (j < n)[None, :],
-                other=0.0,
-            )
-            x = gl.convert_layout(x, gl.DotOperandLayout(0, L, 0))
-            y = gl.convert_layout(y, gl.DotOperandLayout(1, L, 0))
-            part = gl.dot_fma(x, y, part)
-        total += part
-    return total
-
-
-@gluon.jit
-def _origin(program, m, n, group, BM: gl.constexpr, BN: gl.constexpr, GRAM: gl.constexpr):
-    """As ``raster.tile_origin`` and ``raster.triangle_origin``."""
-    if GRAM:
-        row = ((gl.sqrt((8 * program + 1).to(gl.float32)) - 1.0) * 0.5).to(gl.int32)
-        row = gl.where((row + 1) * (row + 2) // 2 <= program, row + 1, row)
-        row = gl.where(row * (row + 1) // 2 > program, row - 1, row)
-        i0 = row * BM
-        j0 = (program - row * (row + 1) // 2) * BM
-    else:
-        down = (m + BM - 1) // BM
-        width = group * ((n + BN - 1) // BN)
-        first = program // width * group
-        rows = gl.minimum(down - first, group)
-        within = program % width
-        i0 = (first + within % rows) * BM
-        j0 = within // rows * BN
-    return i0, j0
-
-
 @gluon.jit(
     do_not_specialize=[
         "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
@@ -227,15 +81,15 @@ def _overlapped_kernel(
     STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
     A_WHOLE: gl.constexpr, B_WHOLE: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    LA: gl.constexpr = _in_registers(0 if A_T else 1, BM, BK, W)
-    LB: gl.constexpr = _in_registers(0 if B_T else 1, BK, BN, W)
+    LA: gl.constexpr = in_registers(0 if A_T else 1, BM, BK, W)
+    LB: gl.constexpr = in_registers(0 if B_T else 1, BK, BN, W)
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
     down = (m + BM - 1) // BM
     if GRAM:
         tiles = down * (down + 1) // 2
     else:
         tiles = down * ((n + BN - 1) // BN)
-    i0, j0 = _origin(gl.program_id(0) % tiles, m, n, group, BM, BN, GRAM)
+    i0, j0 = origin(gl.program_id(0) % tiles, m, n, group, BM, BN, GRAM)
     slice_ = gl.program_id(0) // tiles
     slice_k = slice_k // BK * BK
     first = slice_ * slice_k
@@ -283,8 +137,8 @@ def _overlapped_kernel(
     a_in = (ra < a_rows)[:, None]
     b_in = (cb < b_rows)[None, :]
 
-    SA: gl.constexpr = _in_shared(0 if A_T else 1, BM, BK)
-    SB: gl.constexpr = _in_shared(0 if B_T else 1, BK, BN)
+    SA: gl.constexpr = in_shared(0 if A_T else 1, BM, BK)
+    SB: gl.constexpr = in_shared(0 if B_T else 1, BK, BN)
     a_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BM, BK], SA)
     b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BK, BN], SB)
     if TERMS == 2:
@@ -297,21 +151,21 @@ def _overlapped_kernel(
     zero = first * 0
     x = _load(a_tile, a_at, a_in, ka, a_left, a_step, zero, 1)
     y = _load(b_tile, b_at, b_in, kb, b_left, b_step, zero, 0)
-    a_down = _scale(_largest(x, 1))
-    b_down = _scale(_largest(y, 0))
+    a_down = scale_of(largest(x, 1))
+    b_down = scale_of(largest(y, 0))
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
     j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
     inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
     doubtful = zero
     if GUARD:
-        a_hi.index(0).store(_absolute(x, a_down[:, None]))
-        b_hi.index(0).store(_absolute(y, b_down[None, :]))
+        a_hi.index(0).store(absolute(x, a_down[:, None]))
+        b_hi.index(0).store(absolute(y, b_down[None, :]))
         fence_async_shared()
         gl.thread_barrier()
         weight = warpgroup_mma(
             a_hi.index(0), b_hi.index(0), gl.zeros([BM, BN], gl.float32, MMA), is_async=False
         )
-        doubtful = _any(inside & (weight < _CERTIFIED + 1.0))
+        doubtful = any_of(inside & (weight < _CERTIFIED + 1.0))
     total = gl.zeros([BM, BN], gl.float32, MMA)
     wrong = zero
     start = zero  # of the chunk that is being summed
@@ -350,7 +204,7 @@ def _overlapped_kernel(
             if (block - start == chunk_blocks) | (block == blocks):
                 part = warpgroup_mma_wait(0, deps=[acc])
                 # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-                outgrown = _any((gl.abs(part) < float("inf")) == 0)
+                outgrown = any_of((gl.abs(part) < float("inf")) == 0)
                 if outgrown == 0:
                     total += part * (1.0 + gain * (block - start))
                     start = block
@@ -372,28 +226,28 @@ def _overlapped_kernel(
                 for at in range(start, block):
                     x = _load(a_tile, a_at, a_in, ka, a_left - at * BK, a_step, at, 1)
                     y = _load(b_tile, b_at, b_in, kb, b_left - at * BK, b_step, at, 0)
-                    a_most = gl.maximum(a_most, _largest(x, 1))
-                    b_most = gl.maximum(b_most, _largest(y, 0))
+                    a_most = gl.maximum(a_most, largest(x, 1))
+                    b_most = gl.maximum(b_most, largest(y, 0))
                 # A stretch of zeros so far says nothing of the scale.
-                a_new = gl.where(a_most > 0, gl.minimum(_scale(a_most), a_down), a_down)
-                b_new = gl.where(b_most > 0, gl.minimum(_scale(b_most), b_down), b_down)
-                a_ratio = gl.convert_layout(a_new * _inverse(a_down), gl.SliceLayout(1, MMA))
-                b_ratio = gl.convert_layout(b_new * _inverse(b_down), gl.SliceLayout(0, MMA))
+                a_new = gl.where(a_most > 0, gl.minimum(scale_of(a_most), a_down), a_down)
+                b_new = gl.where(b_most > 0, gl.minimum(scale_of(b_most), b_down), b_down)
+                a_ratio = gl.convert_layout(a_new * inverse(a_down), gl.SliceLayout(1, MMA))
+                b_ratio = gl.convert_layout(b_new * inverse(b_down), gl.SliceLayout(0, MMA))
                 total = total * a_ratio[:, None] * b_ratio[None, :]
                 a_down = a_new
                 b_down = b_new
 
     if doubtful > 0:
-        doubtful = _any(inside & (gl.abs(total) < _CERTIFIED))
+        doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
     # The smaller factor first: the other way round could overflow where the result does not.
-    a_up = gl.convert_layout(_inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
-    b_up = gl.convert_layout(_inverse(b_down), gl.SliceLayout(0, MMA))[None, :]
+    a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
+    b_up = gl.convert_layout(inverse(b_down), gl.SliceLayout(0, MMA))[None, :]
     total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
     if ROWS == 2:
         n = n // 4 * 4
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
-        _store_both(
+        store_both(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             GRAM, BM, BN, W,
         )  # fmt: skip
@@ -404,29 +258,29 @@ def _overlapped_kernel(
                 x = _load(a_tile, a_at, a_in, ka, a_left - at * BK, a_step, at, 1)
                 y = _load(b_tile, b_at, b_in, kb, b_left - at * BK, b_step, at, 0)
                 gl.thread_barrier()
-                a_hi.index(0).store(_absolute(x, a_down[:, None]))
-                b_hi.index(0).store(_absolute(y, b_down[None, :]))
+                a_hi.index(0).store(absolute(x, a_down[:, None]))
+                b_hi.index(0).store(absolute(y, b_down[None, :]))
                 fence_async_shared()
                 gl.thread_barrier()
                 weight = warpgroup_mma(a_hi.index(0), b_hi.index(0), weight, is_async=False)
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
-            wrong = _any(inside & (weight < enough) & (weight != 0))
+            wrong = any_of(inside & (weight < enough) & (weight != 0))
         if wrong > 0:
             gl.thread_barrier()  # whichever thread stored an element is to have done so
-            again = _ieee_tile(
+            again = ieee_tile(
                 a, b, i0, j0, m, n, first, first + length, chunk_blocks * BK // 2, a_row, a_k,
                 b_row, b_k, BM, BN, W,
             )  # fmt: skip
             if SHARED:
                 total = gl.convert_layout(again, MMA)
             else:
-                _store_both(
+                store_both(
                     again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
                     HAS_C, ROWS, GRAM, BM, BN, W,
                 )  # fmt: skip
     if SHARED:
-        _store_both(
+        store_both(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             GRAM, BM, BN, W,
         )  # fmt: skip

@@ -41,6 +41,8 @@ LOWEST_EXPONENT = tl.constexpr(-84)
 _LOWEST_SAFE = tl.constexpr(-20)
 """Stretches that lie lower are flagged: sums of their products may underflow."""
 
+_UNSCALED = -14
+"""The bias with which a scale is what its terms are multiples of."""
 SCALE_BIASES = (-42, 0)
 """Binary exponents by which the scales of A and B are off, chosen so that no product of a
 partial sum with them overflows or underflows on the way: the sum comes out 2⁻¹⁴ of itself."""
@@ -54,7 +56,8 @@ def _extremes(a_high, a_low, a_any, b_high, b_low, b_any):
 @triton.jit
 def _split_block(
     block, x, terms, scales, rows, k, x_row, x_k, pitch, bias, ORDER: tl.constexpr,
-    ALIGNED: tl.constexpr, TERMS: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
+    ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr, R: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
         rows = rows // 4 * 4
@@ -105,7 +108,7 @@ def _split_block(
     hi = tl.where(((hi & 0x7FFF) == 0) & (bits > 0), hi | 1, hi).to(tl.float16, bitcast=True)
     if TERMS == 2:
         hi = tl.where(special, 0.0, hi)
-        lo = ((scaled - hi.to(tl.float32)) * 2048.0).to(tl.float16)
+        lo = ((scaled - hi.to(tl.float32)) * LOW_UNIT).to(tl.float16)
     terms += first_row.to(tl.int64) * pitch + first_k
     at = terms + (r[:, None] * pitch + c[None, :])
     kept = (r < rows - first_row)[:, None] & (c < pitch - first_k)[None, :]
@@ -128,19 +131,20 @@ def _split_block(
 def _split_kernel(
     a, b, terms, scales, m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, a_bias, b_bias,
     A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
-    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
+    B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr, R: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < blocks:
         _split_block(
             block, a, terms, scales, m, k, a_row, a_k, pitch, a_bias, A_ORDER, A_ALIGNED, TERMS,
-            R, CHUNK,
+            LOW_UNIT, R, CHUNK,
         )  # fmt: skip
     else:
         _split_block(
             block - blocks, b, terms + TERMS * m.to(tl.int64) * (pitch // 8 * 8),
             scales + tl.cdiv(k, CHUNK).to(tl.int64) * m, n, k, b_row, b_k, pitch, b_bias, B_ORDER,
-            B_ALIGNED, TERMS, R, CHUNK,
+            B_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
         )  # fmt: skip
 
 
@@ -178,8 +182,28 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
     return Split(buffer, scales)
 
 
-_Launch = tuple[str, int, tuple[int, ...], dict[str, int | bool], int]
+def split_columns(B: torch.Tensor, *, terms: int, chunk: int) -> Split:
+    """Split the columns of B (k, n) alone, for sums that add all products in one accumulator.
+
+    lo is not multiplied by 2¹¹, and a scale is what terms are multiples of: b ≈ scale·(hi + lo).
+    """
+    (k, n), (b_k, b_row) = B.shape, B.stride()
+    pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
+    _, blocks, integers, constants, warps = _cut_one(
+        n, b_row, b_k, k, B.data_ptr() % 16 == 0, terms, chunk
+    )
+    buffer = torch.empty(n * terms, pitch, dtype=torch.float16, device=B.device)
+    scales = torch.empty(chunks * n, dtype=torch.float32, device=B.device)
+    launch(
+        _split_kernel, blocks, (B, B, buffer, scales), integers, (), constants, num_warps=warps
+    )
+    return Split(buffer, scales)
+
+
+_Launch = tuple[str, int, tuple[int, ...], dict[str, int | bool | float], int]
 """What is split, programs, integers, constants, warps."""
+_Operand = tuple[int, int, int, int, bool]
+"""Rows, their stride, k's stride, the bias of scales, whether at a multiple of 16 bytes."""
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -189,34 +213,47 @@ def _cut(
 ) -> tuple[int, int, list[_Launch]]:  # fmt: skip
     """Terms' pitch, chunks of k, and launches. ``_aligned``: whether at a multiple of 16 bytes."""
     (a_row, a_k), (b_k, b_row) = a_strides, b_strides
-    pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
     a = (m, a_row, a_k, SCALE_BIASES[0], a_aligned)
     b = (n, b_row, b_k, SCALE_BIASES[1], b_aligned)
-
-    def one(which: str, first: tuple[int, ...], second: tuple[int, ...]) -> _Launch:
-        rows, row, stride, bias, at_16 = first
-        rows_2, row_2, stride_2, bias_2, at_16_2 = second
-        order, order_2 = _order(row, stride), _order(row_2, stride_2)
-        if order == order_2:
-            stretches, warps = _ROWS[chunk][order != 1], 8 if chunk == 2048 else 4
-        else:
-            stretches, warps = _TOGETHER[chunk] // chunk, _TOGETHER[chunk] // 512
-        blocks = ceil_div(rows, stretches) * chunks
-        integers = (rows, row, stride, rows_2, row_2, stride_2, k, pitch, blocks, bias, bias_2)
-        constants = {
-            "A_ORDER": order,
-            "B_ORDER": order_2,
-            "A_ALIGNED": order > 0 and bool(at_16) and _in_fours(row, stride, rows, k),
-            "B_ALIGNED": order_2 > 0 and bool(at_16_2) and _in_fours(row_2, stride_2, rows_2, k),
-            "TERMS": terms,
-            "R": stretches,
-            "CHUNK": chunk,
-        }
-        return which, blocks + ceil_div(rows_2, stretches) * chunks, integers, constants, warps
-
+    pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
     if _order(a_row, a_k) == _order(b_row, b_k) or (m + n) * k < _APART:
-        return pitch, chunks, [one("both", a, b)]
-    return pitch, chunks, [one("A", a, (0, *a[1:])), one("B", b, (0, *b[1:]))]
+        return pitch, chunks, [_one("both", a, b, k, terms, chunk, 2048.0)]
+    apart = [("A", a), ("B", b)]
+    return pitch, chunks, [_one(x, of, (0, *of[1:]), k, terms, chunk, 2048.0) for x, of in apart]
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _cut_one(
+    rows: int, row: int, k_stride: int, k: int, aligned: bool, terms: int, chunk: int
+) -> _Launch:
+    operand = (rows, row, k_stride, _UNSCALED, aligned)
+    return _one("B", operand, (0, *operand[1:]), k, terms, chunk, 1.0)
+
+
+def _one(
+    which: str, first: _Operand, second: _Operand, k: int, terms: int, chunk: int, low_unit: float
+) -> _Launch:
+    rows, row, stride, bias, at_16 = first
+    rows_2, row_2, stride_2, bias_2, at_16_2 = second
+    order, order_2 = _order(row, stride), _order(row_2, stride_2)
+    if order == order_2:
+        stretches, warps = _ROWS[chunk][order != 1], 8 if chunk == 2048 else 4
+    else:
+        stretches, warps = _TOGETHER[chunk] // chunk, _TOGETHER[chunk] // 512
+    pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
+    blocks = ceil_div(rows, stretches) * chunks
+    integers = (rows, row, stride, rows_2, row_2, stride_2, k, pitch, blocks, bias, bias_2)
+    constants = {
+        "A_ORDER": order,
+        "B_ORDER": order_2,
+        "A_ALIGNED": order > 0 and bool(at_16) and _in_fours(row, stride, rows, k),
+        "B_ALIGNED": order_2 > 0 and bool(at_16_2) and _in_fours(row_2, stride_2, rows_2, k),
+        "TERMS": terms,
+        "LOW_UNIT": low_unit,
+        "R": stretches,
+        "CHUNK": chunk,
+    }
+    return which, blocks + ceil_div(rows_2, stretches) * chunks, integers, constants, warps
 
 
 def _order(row: int, k: int) -> int:

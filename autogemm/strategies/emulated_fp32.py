@@ -3,7 +3,8 @@
 Split operands keep 23 of 24 bits and their products are exact in float32; sums are promoted
 to IEEE float32 every ``chunk`` elements of k. Elements too small for their terms, inf and NaN
 are dealt with on the device (``kernels/split_product.py``, ``kernels/fused_product.py``,
-``kernels/overlapped_product.py``), so that the bound holds for every input.
+``kernels/overlapped_product.py``, ``kernels/streamed_product.py``), so that the bound holds for
+every input.
 """
 
 from __future__ import annotations
@@ -62,6 +63,21 @@ _TILES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
     "overlapped": ((128, 128, 32, 8, 3),),
 }
 """(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
+_STREAMED_TILES = (
+    (128, 128, 32, 8, 3),
+    (64, 128, 32, 4, 2),
+    (64, 64, 32, 4, 3),
+    (64, 64, 32, 4, 2),
+    (64, 32, 32, 4, 3),
+    (64, 16, 32, 4, 3),
+)
+"""(rows of the larger operand, columns of the other, bk, warps, stages of two blocks of k)."""
+_REGISTERS = {(64, 64, 32, 4, 2): 168}
+"""Of a thread, by tile of form ``streamed``: three programs then share a multiprocessor, which is
+faster where k is short (H200)."""
+_MUCH_LARGER = 8
+"""How many times longer than the other operand one is that form ``streamed`` is tried on; below
+it was slower than ``split`` (H200)."""
 _GLUON = "3.6"
 """Gluon is an experimental part of Triton: what is written in it runs in the version it knows."""
 
@@ -71,7 +87,12 @@ _CHUNKS = {
     ("fused", "fp16x3"): (64, 128, 256, 512),
     ("fused", "fp16"): (512, 2048),
     ("overlapped", "fp16x3"): (128, 256, 512),
+    ("streamed", "fp16x3"): (256, 512),
+    ("streamed", "fp16"): (512, 2048),
 }
+_SHORTER_CHUNKS = {64: 512, 128: 1024}
+"""Chunks that form ``streamed`` tries besides, and below which k: with longer ones such sums break
+the bound of ``highest``, or nearly do."""
 _SHORT = 150
 """Up to here the bound of form ``fused`` serves ``highest`` with one block of k to a chunk alone
 (docs/accuracy.md)."""
@@ -86,7 +107,8 @@ _WAVES, _USUAL = (1, 2, 4), 2
 
 class EmulatedFP32(Strategy):
     """``form`` ``split`` writes split operands first, ``fused`` splits on the way (aligned only),
-    ``overlapped`` too, one block of k while another is multiplied (Hopper only).
+    ``overlapped`` too, one block of k while another is multiplied (Hopper only); ``streamed``
+    splits the smaller operand first and the larger one, aligned, on the way (Hopper only).
 
     ``method`` ``fp16x3`` keeps float32's accuracy, ``fp16`` (one product of hi) that of
     ``high``. ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``chunk`` the elements of
@@ -106,7 +128,7 @@ class EmulatedFP32(Strategy):
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
         return {
-            "form": one_of("split", "fused", "overlapped"),
+            "form": one_of("split", "fused", "overlapped", "streamed"),
             "method": one_of("fp16x3", "fp16"),
             "bm": extent,
             "bn": extent,
@@ -128,6 +150,10 @@ class EmulatedFP32(Strategy):
             return ["a tile needs 64 rows or columns"]
         if params["form"] == "overlapped" and int(params["stages"]) < 3:
             return ["form 'overlapped' takes 3 stages or more: two are read while one is written"]
+        if params["form"] == "streamed" and int(params["stages"]) < 2:
+            return ["form 'streamed' takes 2 stages or more: one is read while one is written"]
+        if params["form"] == "streamed" and int(params["chunk"]) % (2 * int(params["bk"])):
+            return ["chunks of form 'streamed' are of whole pairs of blocks of k"]
         if int(params["chunk"]) < (int(params["bk"]) if params["form"] == "fused" else 64):
             return ["chunks of 32 are for form 'fused' with blocks of k as short"]
         return []
@@ -143,10 +169,12 @@ class EmulatedFP32(Strategy):
             return [f"form {params['form']!r} computes single products, batches are for 'fused'"]
         if problem.batch > 1 and params["slices"] != 1:
             return ["k is whole in batches: their matrices fill a device"]
+        if params["form"] == "streamed":
+            return _reasons_not_streamed(problem, params) or _reasons_without_gluon(device, params)
         if params["form"] != "split" and not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
         if params["form"] == "overlapped":
-            return _reasons_without_gluon(device)
+            return _reasons_without_gluon(device, params)
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
@@ -172,6 +200,7 @@ class EmulatedFP32(Strategy):
                 for slices in _slices(problem, device, bm, bn, bk):
                     for chunk in _chunks(form, method, -(-problem.k // slices)):
                         yield _params(form, method, bm, bn, bk, warps, stages, chunk, slices, 8)
+        yield from _space_of_streamed(problem, device)
 
     def is_steady(self, params: Params) -> bool:
         """Where rows grow along k, forms that scale by the first block compute tiles twice."""
@@ -192,6 +221,8 @@ class EmulatedFP32(Strategy):
                 chunks = -(-problem.k // int(params["chunk"]))
                 params["slices"] = _evening(tiles, device, chunks)
             return Candidate.of(self.name, **params)
+        if params["form"] == "streamed":
+            return Candidate.of(self.name, **_fitted_streamed(params, problem, device))
         snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
         if snug != tile_of(params):
             tile = next((t for t in _TILES["fused"] if t[:2] == snug), None)
@@ -209,9 +240,10 @@ class EmulatedFP32(Strategy):
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # docs/accuracy.md, "emulated_fp32", derives every term.
         k, slices, bk = problem.k, int(params["slices"]), int(params["bk"])
-        # Slices are of whole chunks in form ``split``, else of whole blocks; the zeros that fill
-        # the last one cost nothing.
-        unit = int(params["chunk"]) if params["form"] == "split" else bk
+        # Slices are of whole chunks in forms ``split`` and ``streamed``, else of whole blocks; the
+        # zeros that fill the last one cost nothing.
+        streamed = params["form"] == "streamed"
+        unit = int(params["chunk"]) if params["form"] == "split" or streamed else bk
         fair = -(-k // slices)
         part = min(k, -(-fair // unit) * unit)
         chunk = min(part, int(params["chunk"]))
@@ -224,11 +256,14 @@ class EmulatedFP32(Strategy):
             if params["form"] != "split":  # hi·hi is added to what the cross products left
                 truncation += 0.51
         correction = max(one[in_one == 3] for one in _TRUNCATION.values())
-        correction *= -(-chunk // bk) * bk / _STEP
-        may_be_gram = problem.m == problem.n and params["form"] != "split"
+        at_once = 2 * bk if streamed else bk
+        correction *= -(-chunk // at_once) * at_once / _STEP
+        may_be_gram = problem.m == problem.n and params["form"] in ("fused", "overlapped")
         most = slices * _MORE_SLICES if slices > 1 and may_be_gram else slices
         promotions = -(-part // chunk) + most
         lost = k / 16 if params["form"] == "split" else k / 8
+        if streamed and terms == 1:
+            lost = 3 * k / 16
         growth = truncation + correction + promotions + lost + 5
         return ErrorBound(8.0 if terms == 2 else 2.0**14, growth)
 
@@ -238,17 +273,20 @@ class EmulatedFP32(Strategy):
         """``guard`` is left out by the benchmark that measures what it costs, and nowhere else."""
         if problem.batch > 1:
             return _bind_batch(device, params, guard)
+        if params["form"] == "streamed":
+            return _bind_streamed(device, params, guard, transposed=problem.n > problem.m)
         bind = _bind_split if params["form"] == "split" else _bind_in_one_launch
         return bind(device, params, guard)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
         slices = int(params["slices"])
-        if params["form"] == "split":
+        if params["form"] in ("split", "streamed"):
             terms = 1 if params["method"] == "fp16" else 2
             chunks = -(-k // int(params["chunk"]))
             results = 4 * slices * m * n if slices > 1 else 0
-            return (m + n) * (2 * terms * (-(-k // 8) * 8) + 4 * chunks) + results
+            rows = m + n if params["form"] == "split" else min(m, n)
+            return rows * (2 * terms * (-(-k // 8) * 8) + 4 * chunks) + results
         if slices > 1 and m == n:  # it may be a Gram matrix, which the problem does not tell
             slices = max(slices, min(_MORE_SLICES * slices, k // (4 * int(params["bk"]))))
         return 4 * slices * m * n if slices > 1 else 0
@@ -319,6 +357,33 @@ def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:
     return into_new(write)
 
 
+def _bind_streamed(device: Device, params: Params, guard: bool, *, transposed: bool) -> Run:
+    """``transposed``: B streams, as A does of the transposed product."""
+    from autogemm.kernels.split_product import Tiling
+    from autogemm.kernels.streamed_product import streamed_product
+
+    terms = 1 if params["method"] == "fp16" else 2
+    rows, cols = _streamed_tile(params, transposed)
+    chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
+    warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
+    tiling = Tiling(rows, cols, bk, warps, stages, group)
+    registers = _REGISTERS.get((rows, cols, bk, warps, stages))
+    gain = _gain(device, bk, one_accumulator=_share_an_accumulator(params))
+
+    def write(
+        alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+    ) -> None:
+        if transposed:
+            A, B, out = B.t(), A.t(), out.t()
+            C = None if C is None else C.t()
+        streamed_product(
+            alpha, A, B, beta, C, out, terms=terms, chunk=chunk, slices=slices, tiling=tiling,
+            gain=gain, guard=guard, registers=registers,
+        )  # fmt: skip
+
+    return into_new(write)
+
+
 def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.fused_product import fused_batch
     from autogemm.kernels.split_product import Tiling
@@ -357,13 +422,34 @@ def _product_in_one_launch(form: str) -> Callable[..., None]:
     return fused_product
 
 
-def _reasons_without_gluon(device: Device) -> list[str]:
+def _reasons_not_streamed(problem: Problem, params: Params) -> list[str]:
+    transposed = problem.n > problem.m
+    larger = problem.b if transposed else problem.a
+    if larger not in ("row", "col"):
+        return ["the larger operand is not 16-byte aligned with one contiguous extent"]
+    rows, _ = _streamed_tile(params, transposed)
+    if rows < 64:
+        side, which = ("bn", "columns of B") if transposed else ("bm", "rows of A")
+        return [f"a tile needs 64 {which}, which stream here, not {side}={rows}"]
+    if rows < 16 * int(params["warps"]):
+        return [f"{params['warps']} warps compute {16 * int(params['warps'])} rows, not {rows}"]
+    return []
+
+
+def _reasons_without_gluon(device: Device, params: Params) -> list[str]:
+    form = params["form"]
     if device.capability != (9, 0):
-        return ["form 'overlapped' is written for the warpgroups of compute capability 9.0"]
+        return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
     version = software_versions(device.type).get("triton", "none")
     if not f"{version}.".startswith(f"{_GLUON}."):
-        return [f"form 'overlapped' is written in Gluon of Triton {_GLUON}; here is {version}"]
+        return [f"form {form!r} is written in Gluon of Triton {_GLUON}; here is {version}"]
     return []
+
+
+def _streamed_tile(params: Params, transposed: bool) -> tuple[int, int]:
+    """Rows of the operand that streams, columns of the other."""
+    bm, bn = tile_of(params)
+    return (bn, bm) if transposed else (bm, bn)
 
 
 def _share_an_accumulator(params: Params) -> bool:
@@ -390,6 +476,66 @@ def _space_of_batches(problem: Problem) -> Iterator[dict[str, ParamValue]]:
                 is_short = method == "fp16x3" and problem.k <= _SHORT
                 for chunk in (bk,) if is_short else _chunks("fused", method, problem.k):
                     yield _params("fused", method, bm, bn, bk, warps, stages, chunk, 1, 8)
+
+
+def _space_of_streamed(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
+    """No number of slices twice: as they are of whole chunks, several may come to the same."""
+    rows, cols = max(problem.m, problem.n), min(problem.m, problem.n)
+    if rows < _MUCH_LARGER * cols:
+        return
+    for bm, bn, bk, warps, stages in _STREAMED_TILES:
+        if not (_fits(bm, rows) and _fits(bn, cols)):
+            continue
+        tile = (bm, bn) if problem.m >= problem.n else (bn, bm)
+        fills = tiles_of(problem, *tile) >= device.units
+        numbers = [1] if fills else _slices(problem, device, *tile, bk)[:2]
+        for method in ("fp16x3", "fp16"):
+            cut = dict.fromkeys(
+                (chunk, _of_whole_chunks(wanted, problem.k, chunk))
+                for wanted in numbers
+                for chunk in _streamed_chunks(method, problem.k, -(-problem.k // wanted))
+            )
+            for chunk, slices in cut:
+                yield _params("streamed", method, *tile, bk, warps, stages, chunk, slices, 8)
+
+
+def _streamed_chunks(method: str, k: int, part: int) -> Iterator[int]:
+    """``_chunks`` for parts of k, and shorter ones where k is short."""
+    covered = False
+    if method == "fp16x3":
+        for chunk, below in _SHORTER_CHUNKS.items():
+            if k < below and not covered:
+                yield chunk
+                covered = chunk >= part
+    if not covered:
+        yield from _chunks("streamed", method, part)
+
+
+def _of_whole_chunks(slices: int, k: int, chunk: int) -> int:
+    """How many slices there are where so many are wanted."""
+    chunks = -(-k // chunk)
+    return -(-chunks // -(-chunks // slices))
+
+
+def _fitted_streamed(
+    params: dict[str, ParamValue], problem: Problem, device: Device
+) -> dict[str, ParamValue]:
+    """The tile turned as the operands are and no wider than the smaller one, and slices."""
+    transposed = problem.n > problem.m
+    one, other = tile_of(params)
+    turned = (one, other) not in {tile[:2] for tile in _STREAMED_TILES}
+    rows, cols = (other, one) if turned else (one, other)
+    smaller = _no_larger(cols, min(problem.m, problem.n))
+    if smaller != cols or rows < 64:
+        fits = [tile for tile in _STREAMED_TILES if tile[1] == smaller]
+        rows, cols, *rest = next((tile for tile in fits if tile[0] == rows), fits[0])
+        params.update(zip(("bk", "warps", "stages"), rest, strict=True))
+    params["bm"], params["bn"] = (cols, rows) if transposed else (rows, cols)
+    tiles, wanted = tiles_of(problem, *tile_of(params)), 1
+    if tiles < device.units:
+        wanted = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
+    params["slices"] = _of_whole_chunks(wanted, problem.k, int(params["chunk"]))
+    return params
 
 
 def _params(

@@ -1,0 +1,452 @@
+"""α·A·B + β·C where A is much larger than B: A streams through registers, B comes split (Gluon).
+
+B's columns are split beforehand, a stretch of k at a time (``kernels/split.py``): it is small, and
+every tile of rows reads it. A's blocks of k arrive in shared memory as float32; a thread splits
+just the elements that its tensor core multiplies, in registers, while the block before them is
+multiplied. Scales of A, promotions and the guard are those of ``kernels/fused_product.py``;
+``docs/accuracy.md`` derives the bound.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    mma_v2,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from autogemm.kernels.epilogue import rows_of
+from autogemm.kernels.launch import REMEMBERED, ceil_div, launch
+from autogemm.kernels.reduce import finish, target_of
+from autogemm.kernels.split import split_columns
+from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.warpgroups import (
+    absolute,
+    any_of,
+    ieee_layout,
+    ieee_tile,
+    inverse,
+    largest,
+    origin,
+    scale_of,
+    store_as,
+)
+
+_CERTIFIED = gl.constexpr(2.0**19)
+"""As in ``fused_product``."""
+_ROOM = gl.constexpr(16.0)
+"""How much larger B's scales may become behind the first block, which certifies a tile."""
+
+
+@gluon.constexpr_function
+def _in_shared(rows, cols, bits):
+    """A tile with contiguous rows, as the tensor memory accelerator writes it."""
+    return gl.NVMMASharedLayout(
+        swizzle_byte_width=min(128, cols * bits // 8), element_bitwidth=bits, rank=2
+    )
+
+
+@gluon.jit
+def _fetch(
+    a, b, a_s, b_hi, b_lo, bars, i0, j0, n, at, number, wanted, A_T: gl.constexpr,
+    TERMS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start to bring the pair of blocks at ``at`` of k to where pair ``number`` of all goes."""
+    stage = number % STAGES
+    bar = bars.index(stage)
+    mbarrier.expect(bar, BYTES, pred=wanted)
+    if A_T:
+        tma.async_copy_global_to_shared(a, [at, i0], bar, a_s.index(stage), pred=wanted)
+    else:
+        tma.async_copy_global_to_shared(a, [i0, at], bar, a_s.index(stage), pred=wanted)
+    tma.async_copy_global_to_shared(b, [j0, at], bar, b_hi.index(stage), pred=wanted)
+    if TERMS == 2:
+        tma.async_copy_global_to_shared(b, [n + j0, at], bar, b_lo.index(stage), pred=wanted)
+
+
+@gluon.jit
+def _arrive(bars, number, STAGES: gl.constexpr):
+    """Wait until pair ``number`` of all is there."""
+    mbarrier.wait(bars.index(number % STAGES), (number // STAGES) & 1)
+
+
+@gluon.jit
+def _block(
+    a_s, number, half: gl.constexpr, A_T: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    L: gl.constexpr,
+):  # fmt: skip
+    """One half of A's pair of blocks, float32, where the tensor cores will want its terms."""
+    at = a_s.index(number % STAGES)
+    if A_T:
+        x = at.slice(half * BK, BK, dim=0).permute((1, 0)).load(L)
+    else:
+        x = at.slice(half * BK, BK, dim=1).load(L)
+    return x
+
+
+@gluon.jit
+def _half(b_s, number, half: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr):
+    """One half of a term of B's pair of blocks, k by columns."""
+    return b_s.index(number % STAGES).slice(half * BK, BK, dim=1).permute((1, 0))
+
+
+@gluon.jit
+def _terms(x, down):
+    """A scaled block as two fp16 terms."""
+    x = x * down[:, None]
+    hi = x.to(gl.float16)
+    return hi, (x - hi.to(gl.float32)).to(gl.float16)
+
+
+@gluon.jit
+def _add_products(
+    hi, lo, b_hi, b_lo, number, half: gl.constexpr, acc, use_acc, BK: gl.constexpr,
+    TERMS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start adding the products of one half of a pair of blocks to ``acc``."""
+    high = _half(b_hi, number, half, BK, STAGES)
+    if TERMS == 2:
+        low = _half(b_lo, number, half, BK, STAGES)
+        acc = warpgroup_mma(hi, low, acc, use_acc=use_acc, is_async=True)
+        acc = warpgroup_mma(lo, high, acc, is_async=True)
+        acc = warpgroup_mma(hi, high, acc, is_async=True)
+    else:
+        acc = warpgroup_mma(hi, high, acc, use_acc=use_acc, is_async=True)
+    return acc
+
+
+@gluon.jit
+def _scale_of_columns(scales, j, reach):
+    """B's scales for a stretch of k; their signs are flags, for which others have a use."""
+    return gl.abs(gl.load(scales + j, mask=j < reach, other=0.0))
+
+
+@gluon.constexpr_function
+def _weighing(warps):
+    """A layout whose products are computed apart from those of warpgroups."""
+    return gl.NVMMADistributedLayout([2, 0], [warps // 2, 2], [16, 8])
+
+
+@gluon.jit
+def _inside(rows, cols, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr):
+    L: gl.constexpr = _weighing(W)
+    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
+    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
+    return (r < rows)[:, None] & (q < cols)[None, :]
+
+
+@gluon.jit
+def _weigh(
+    a_s, b_hi, number, half: gl.constexpr, a_down, A_T: gl.constexpr, STAGES: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """The sum of |hi·hi| over one half of a pair of blocks."""
+    L: gl.constexpr = _weighing(W)
+    LX: gl.constexpr = gl.DotOperandLayout(0, L, 2)
+    x = _block(a_s, number, half, A_T, BK, STAGES, LX)
+    down = gl.convert_layout(a_down, gl.SliceLayout(1, LX))
+    y = _half(b_hi, number, half, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
+    return mma_v2(absolute(x, down[:, None]), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
+
+
+@gluon.jit
+def _above_zero(scale):
+    """1 in place of 0, whose inverse nothing is multiplied by."""
+    return gl.where(scale > 0, scale, 1.0)
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
+        "slice_k", "chunk_blocks", "group", "alpha", "beta", "gain",
+    ]
+)  # fmt: skip
+def _streamed_kernel(
+    a_tiles, b_tiles, a, b, scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
+    out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, A_T: gl.constexpr, OUT_T: gl.constexpr,
+    TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
+    STAGES: gl.constexpr, GUARD: gl.constexpr, SHARED: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
+    LA: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    PAIR: gl.constexpr = 2 * BK
+    BYTES: gl.constexpr = PAIR * (BM * 4 + TERMS * BN * 2)
+    tiles = ((m + BM - 1) // BM) * ((n + BN - 1) // BN)
+    i0, j0 = origin(gl.program_id(0) % tiles, m, n, group, BM, BN, False)
+    slice_ = gl.program_id(0) // tiles
+    first = slice_ * slice_k
+    length = gl.minimum(slice_k, k - first)
+    pairs = (length + PAIR - 1) // PAIR  # of blocks; behind k lie zeros
+    scales += (first // (chunk_blocks * BK)).to(gl.int64) * n + j0
+
+    if A_T:
+        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, PAIR, BM], _in_shared(PAIR, BM, 32))
+    else:
+        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, BM, PAIR], _in_shared(BM, PAIR, 32))
+    b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], _in_shared(BN, PAIR, 16))
+    if TERMS == 2:
+        b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], _in_shared(BN, PAIR, 16))
+    else:
+        b_lo = b_hi
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(STAGES):
+        mbarrier.init(bars.index(s), count=1)
+    fence_async_shared()
+    gl.thread_barrier()
+
+    zero = first * 0
+    used = zero  # pairs that were multiplied, in all attempts
+    for s in gl.static_range(STAGES - 1):
+        _fetch(
+            a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR, used + s,
+            s < pairs, A_T, TERMS, BYTES, STAGES,
+        )  # fmt: skip
+    j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
+    i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
+    inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
+    first_unit = _scale_of_columns(scales, j, n - j0)
+    _arrive(bars, used, STAGES)
+    x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
+    a_down = scale_of(largest(x, 1))
+    doubtful = zero
+    if GUARD:
+        weight = _weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
+        light = weight < (_CERTIFIED + 1.0) * _ROOM
+        doubtful = any_of(_inside(m - i0, n - j0, BM, BN, W) & light)
+    total = gl.zeros([BM, BN], gl.float32, MMA)
+    unit = first_unit
+    attempts = zero
+    wrong = zero + 1
+    while (wrong > 0) & (attempts < 2):
+        if attempts > 0:  # an element outgrew fp16: by the largest ones none does
+            doubtful = zero + 1
+            most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
+            for pair in range(zero, pairs):
+                gl.thread_barrier()
+                _fetch(
+                    a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
+                    used, True, A_T, TERMS, BYTES, STAGES,
+                )  # fmt: skip
+                _arrive(bars, used, STAGES)
+                most = gl.maximum(most, largest(_block(a_s, used, 0, A_T, BK, STAGES, LA), 1))
+                most = gl.maximum(most, largest(_block(a_s, used, 1, A_T, BK, STAGES, LA), 1))
+                used += 1
+            a_down = scale_of(most)
+            gl.thread_barrier()
+            for s in gl.static_range(STAGES - 1):
+                _fetch(
+                    a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR,
+                    used + s, s < pairs, A_T, TERMS, BYTES, STAGES,
+                )  # fmt: skip
+            _arrive(bars, used, STAGES)
+            x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
+        total = gl.zeros([BM, BN], gl.float32, MMA)
+        unit = first_unit
+        scale = scales
+        hi, lo = _terms(x, a_down)
+        odd_hi, odd_lo = hi, lo
+        acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+        in_chunk = zero
+        for pair in range(zero, pairs):
+            # While a block is multiplied, terms of the next are computed, into the registers of
+            # the last one. What comes next goes where the last pair lay.
+            acc = _add_products(hi, lo, b_hi, b_lo, used, 0, acc, in_chunk > 0, BK, TERMS, STAGES)
+            part, odd_hi, odd_lo = warpgroup_mma_wait(
+                3 if TERMS == 2 else 1, deps=[acc, odd_hi, odd_lo]
+            )
+            acc = warpgroup_mma_init(part)
+            gl.thread_barrier()
+            ahead = pair + STAGES - 1
+            _fetch(
+                a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + ahead * PAIR,
+                used + STAGES - 1, ahead < pairs, A_T, TERMS, BYTES, STAGES,
+            )  # fmt: skip
+            odd_hi, odd_lo = _terms(_block(a_s, used, 1, A_T, BK, STAGES, LA), a_down)
+            acc = _add_products(odd_hi, odd_lo, b_hi, b_lo, used, 1, acc, True, BK, TERMS, STAGES)
+            part, hi, lo = warpgroup_mma_wait(3 if TERMS == 2 else 1, deps=[acc, hi, lo])
+            acc = warpgroup_mma_init(part)
+            coming = used + gl.where(pair + 1 < pairs, 1, 0)
+            _arrive(bars, coming, STAGES)
+            hi, lo = _terms(_block(a_s, coming, 0, A_T, BK, STAGES, LA), a_down)
+            in_chunk += 2
+            if (in_chunk == chunk_blocks) | (pair + 1 == pairs):
+                part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
+                of_chunk = _scale_of_columns(scale, j, n - j0)
+                larger = gl.maximum(unit, of_chunk)
+                down = inverse(_above_zero(larger))
+                total = total * (unit * down)[None, :]
+                total += part * ((of_chunk * down) * (1.0 + gain * in_chunk))[None, :]
+                unit = larger
+                scale += n
+                in_chunk = zero
+                acc = warpgroup_mma_init(part)
+            used += 1
+        gl.thread_barrier()
+        # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
+        wrong = any_of(inside & ((gl.abs(total) < float("inf")) == 0))
+        attempts += 1
+    if GUARD:
+        # What the first block certified was in units of its own.
+        doubtful += gl.max((unit > first_unit * _ROOM).to(gl.int32), 0)
+        if doubtful > 0:
+            doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
+    # The smaller factor first: the other way round could overflow where the result does not.
+    a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
+    b_up = _above_zero(unit)[None, :]
+    total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
+    if ROWS == 2:
+        if OUT_T:
+            m = m // 4 * 4
+        else:
+            n = n // 4 * 4
+    out += slice_.to(gl.int64) * m * n  # one matrix a slice
+    if not SHARED:
+        store_as(
+            total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+            ROWS, OUT_T, BM, BN,
+        )  # fmt: skip
+    if GUARD:
+        if (doubtful > 0) & (wrong == 0):
+            L: gl.constexpr = _weighing(W)
+            cols = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
+            weight = gl.zeros([BM, BN], gl.float32, L)
+            heaviest = gl.zeros([BM, BN], gl.float32, L)
+            down = gl.convert_layout(inverse(_above_zero(unit)), gl.SliceLayout(0, L))
+            for pair in range(zero, pairs):
+                gl.thread_barrier()
+                _fetch(
+                    a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
+                    used, True, A_T, TERMS, BYTES, STAGES,
+                )  # fmt: skip
+                _arrive(bars, used, STAGES)
+                part = _weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
+                part += _weigh(a_s, b_hi, used, 1, a_down, A_T, STAGES, BM, BN, BK, W)
+                of_chunk = _scale_of_columns(
+                    scales + (2 * pair // chunk_blocks).to(gl.int64) * n, cols, n - j0
+                )
+                weight += part * (of_chunk * down)[None, :]
+                heaviest = gl.maximum(heaviest, part)
+                used += 1
+            # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
+            enough = _CERTIFIED + length * 0.0078125
+            light = _inside(m - i0, n - j0, BM, BN, W) & (weight < enough) & (heaviest > 0)
+            wrong = any_of(light)
+        if wrong > 0:
+            gl.thread_barrier()  # whichever thread stored an element is to have done so
+            again = ieee_tile(
+                a, b, i0, j0, m, n, first, first + length, chunk_blocks * BK // 2, a_row, a_k,
+                b_row, b_k, BM, BN, W,
+            )  # fmt: skip
+            store_as(
+                again, ieee_layout(W), c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha,
+                beta, HAS_C, ROWS, OUT_T, BM, BN,
+            )  # fmt: skip
+    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
+        if wrong == 0:
+            store_as(
+                total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+                HAS_C, ROWS, OUT_T, BM, BN,
+            )  # fmt: skip
+
+
+def streamed_product(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    terms: int,
+    chunk: int,
+    slices: int,
+    tiling: Tiling,
+    gain: float,
+    guard: bool = True,
+    registers: int | None = None,
+) -> None:
+    """Write α·A·B + β·C (α·A·B where C is None) into ``out``, which may be C.
+
+    All are float32. A has one contiguous extent, rows (columns) of it 16-byte aligned; B, C and
+    ``out`` lie as they like. ``chunk`` elements of k are summed before a promotion and share a
+    scale of B, ``slices`` parts of k, of whole chunks, are computed apart and added by a third
+    launch. ``gain`` and ``guard`` are as in ``fused_product``.
+    """
+    (m, k), n = A.shape, B.shape[1]
+    slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
+    slices = ceil_div(k, slice_k)
+    split = split_columns(B, terms=terms, chunk=chunk)
+    a_t = A.stride(1) != 1
+    out_t = out.stride(0) == 1 and out.stride(1) != 1
+    lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
+    target, source = target_of(slices, added, lying)
+    read = target if source is None else source
+    places = (*read.stride(), *target.stride())
+    if out_t:
+        places = (places[1], places[0], places[3], places[2])
+    b_k, b_row = B.stride()
+    wide = 2 * tiling.bk
+    if a_t:
+        a_tiles = _described(A, (k, m), A.stride(1), (wide, tiling.bm))
+    else:
+        a_tiles = _described(A, (m, k), A.stride(0), (tiling.bm, wide))
+    rows, pitch = split.terms.shape
+    launch(
+        _streamed_kernel,
+        ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn) * slices,
+        (A, B, split.scales, read, target),
+        (
+            m, n, k, *A.stride(), b_row, b_k, *places, slice_k, chunk // tiling.bk, tiling.group,
+        ),
+        (alpha, beta, gain) if slices == 1 else (1.0, 0.0, gain),
+        {
+            "HAS_C": source is not None,
+            "ROWS": min(rows_of(read), rows_of(target)),
+            "A_T": a_t,
+            "OUT_T": out_t,
+            "TERMS": terms,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "BK": tiling.bk,
+            "STAGES": tiling.stages,
+            "GUARD": guard,
+            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+            "W": tiling.warps,
+        },
+        num_warps=tiling.warps,
+        registers=registers,
+        descriptors=(
+            a_tiles,
+            _described(split.terms, (rows, k), pitch, (tiling.bn, wide)),
+        ),
+    )  # fmt: skip
+    finish(alpha, target, slices, beta, added, lying)
+
+
+def _described(
+    x: torch.Tensor, extents: tuple[int, int], pitch: int, tile: tuple[int, int]
+) -> TensorDescriptor:
+    """A descriptor of contiguous rows that are known to be legal: checking takes microseconds."""
+    if extents[0] == 1:  # the stride over a single row means nothing, but must be a legal one
+        pitch = ceil_div(extents[1], 8) * 8
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides = x, list(extents), [pitch, 1]
+    made.block_shape, made.padding = list(tile), "zero"
+    made.layout = _host_layout(*tile, 8 * x.element_size())
+    return made
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _host_layout(rows: int, cols: int, bits: int) -> gl.NVMMASharedLayout:
+    return _in_shared(rows, cols, bits)

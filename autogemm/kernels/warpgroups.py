@@ -1,0 +1,201 @@
+"""What products for Hopper's warpgroups share: layouts, scales, epilogue, IEEE arithmetic (Gluon).
+
+Each says the same as its namesake for Triton in ``fused_product``, ``epilogue`` or ``raster``; one
+language compiles only its own functions.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+_PLACE = gl.constexpr(11)
+_LOWEST_EXPONENT = gl.constexpr(-84)
+_SMALLEST_HALF = gl.constexpr(2.0**-24)
+_IEEE_BLOCK = gl.constexpr(16)
+
+
+@gluon.constexpr_function
+def in_registers(fast, rows, cols, warps):
+    """Four neighbours along the contiguous dimension ``fast`` to a thread."""
+    if fast == 1:
+        across = min(32, cols // 4)
+        return gl.BlockedLayout([1, 4], [32 // across, across], [warps, 1], [1, 0])
+    down = min(32, rows // 4)
+    return gl.BlockedLayout([4, 1], [down, 32 // down], [1, warps], [0, 1])
+
+
+@gluon.constexpr_function
+def in_shared(fast, rows, cols):
+    """A 16-bit tile as warpgroup products read it."""
+    swizzle = min(128, max(32, (cols if fast == 1 else rows) * 2))
+    return gl.NVMMASharedLayout(
+        swizzle_byte_width=swizzle, element_bitwidth=16, rank=2, transposed=fast == 0
+    )
+
+
+@gluon.jit
+def any_of(condition):
+    """1 where it holds for any element, else 0."""
+    return gl.max(gl.max(condition.to(gl.int32), 1), 0)
+
+
+@gluon.jit
+def scale_of(most):
+    """The power of two that brings a stretch's largest finite magnitude to about 2^11."""
+    exponent = (most.to(gl.int32, bitcast=True) >> 23) - 127
+    exponent = gl.where(most > 0, gl.maximum(exponent, _LOWEST_EXPONENT), 0) - _PLACE
+    return ((127 - exponent) << 23).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def inverse(power):
+    """The reciprocal of a power of two."""
+    return (0x7F000000 - power.to(gl.int32, bitcast=True)).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def largest(x, axis: gl.constexpr):
+    """The largest finite magnitudes along an axis."""
+    magnitude = gl.abs(x)
+    return gl.max(gl.where(magnitude < float("inf"), magnitude, 0.0), axis)
+
+
+@gluon.jit
+def absolute(x, down):
+    """|hi|, 0 for nothing but zeros, so that a sum of 0 proves that all products are."""
+    return gl.where(x != 0, gl.maximum(gl.abs(x * down), _SMALLEST_HALF), 0.0).to(gl.float16)
+
+
+@gluon.jit
+def store(
+    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result."""
+    L: gl.constexpr = in_registers(1, BM, BN, W)
+    store_as(
+        gl.convert_layout(total, L), L, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha,
+        beta, HAS_C, ROWS, False, BM, BN,
+    )  # fmt: skip
+
+
+@gluon.jit
+def store_as(
+    total, L: gl.constexpr, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr,
+):  # fmt: skip
+    """``store`` of a total in the layout L as it is; OUT_T: columns are what is contiguous."""
+    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))[:, None]
+    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))[None, :]
+    if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
+        if OUT_T:
+            m = m // 4 * 4
+            c_col = c_col // 4 * 4
+            out_col = out_col // 4 * 4
+        else:
+            n = n // 4 * 4
+            c_row = c_row // 4 * 4
+            out_row = out_row // 4 * 4
+    inside = (r < m - i0) & (q < n - j0)
+    total *= alpha
+    if ROWS > 0:
+        if OUT_T:
+            if HAS_C:
+                c += j0.to(gl.int64) * c_col + i0
+                total += beta * gl.load(c + (r + q * c_col), mask=inside, other=0.0)
+            out += j0.to(gl.int64) * out_col + i0
+            gl.store(out + (r + q * out_col), total, mask=inside)
+        else:
+            if HAS_C:
+                c += i0.to(gl.int64) * c_row + j0
+                total += beta * gl.load(c + (r * c_row + q), mask=inside, other=0.0)
+            out += i0.to(gl.int64) * out_row + j0
+            gl.store(out + (r * out_row + q), total, mask=inside)
+    else:
+        r64 = (i0 + r).to(gl.int64)
+        q64 = (j0 + q).to(gl.int64)
+        if HAS_C:
+            total += beta * gl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
+        gl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)
+
+
+@gluon.jit
+def store_both(
+    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, GRAM: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """``store``; of a Gram matrix also the tile's mirror image."""
+    store(
+        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, BM,
+        BN, W,
+    )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if i0 != j0:
+            store(
+                gl.permute(total, (1, 0)), c, out, j0, i0, n, m, c_row, c_col, out_row, out_col,
+                alpha, beta, HAS_C, ROWS, BN, BM, W,
+            )  # fmt: skip
+
+
+@gluon.constexpr_function
+def ieee_layout(warps):
+    """Sixteen elements of a tile to a thread."""
+    return gl.BlockedLayout([4, 4], [4, 8], [warps, 1], [1, 0])
+
+
+@gluon.jit
+def ieee_tile(
+    a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM: gl.constexpr,
+    BN: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """As ``epilogue.ieee_tile``, in ``ieee_layout``."""
+    L: gl.constexpr = ieee_layout(W)
+    LX: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [W, 1], [1, 0])
+    LY: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [1, W], [1, 0])
+    i = (i0 + gl.arange(0, BM, layout=gl.SliceLayout(1, LX))).to(gl.int64)
+    j = (j0 + gl.arange(0, BN, layout=gl.SliceLayout(0, LY))).to(gl.int64)
+    ka = gl.arange(0, _IEEE_BLOCK, layout=gl.SliceLayout(0, LX)).to(gl.int64)
+    kb = gl.arange(0, _IEEE_BLOCK, layout=gl.SliceLayout(1, LY)).to(gl.int64)
+    total = gl.zeros([BM, BN], gl.float32, L)
+    for start in range(first, last, chunk):
+        part = gl.zeros([BM, BN], gl.float32, L)
+        end = gl.minimum(start + chunk, last)
+        for block in range(start, end, _IEEE_BLOCK):
+            x = gl.load(
+                a + i[:, None] * a_row + (block + ka)[None, :] * a_k,
+                mask=(i < m)[:, None] & (block + ka < end)[None, :],
+                other=0.0,
+            )
+            y = gl.load(
+                b + (block + kb)[:, None] * b_k + j[None, :] * b_row,
+                mask=(block + kb < end)[:, None] & (j < n)[None, :],
+                other=0.0,
+            )
+            x = gl.convert_layout(x, gl.DotOperandLayout(0, L, 0))
+            y = gl.convert_layout(y, gl.DotOperandLayout(1, L, 0))
+            part = gl.dot_fma(x, y, part)
+        total += part
+    return total
+
+
+@gluon.jit
+def origin(program, m, n, group, BM: gl.constexpr, BN: gl.constexpr, GRAM: gl.constexpr):
+    """As ``raster.tile_origin`` and ``raster.triangle_origin``."""
+    if GRAM:
+        row = ((gl.sqrt((8 * program + 1).to(gl.float32)) - 1.0) * 0.5).to(gl.int32)
+        row = gl.where((row + 1) * (row + 2) // 2 <= program, row + 1, row)
+        row = gl.where(row * (row + 1) // 2 > program, row - 1, row)
+        i0 = row * BM
+        j0 = (program - row * (row + 1) // 2) * BM
+    else:
+        down = (m + BM - 1) // BM
+        width = group * ((n + BN - 1) // BN)
+        first = program // width * group
+        rows = gl.minimum(down - first, group)
+        within = program % width
+        i0 = (first + within % rows) * BM
+        j0 = within // rows * BN
+    return i0, j0
