@@ -156,14 +156,14 @@ def test_one_stage_would_be_waited_for_in_vain() -> None:
 WAITS = {
     "a stage less to bring ahead": ("pair + STAGES - 1\n", "pair + STAGES\n"),
     "no meeting before a stage is written": (
-        "acc = warpgroup_mma_init(part)\n            gl.thread_barrier()\n",
+        "acc = warpgroup_mma_init(part)\n                gl.thread_barrier()\n",
         "acc = warpgroup_mma_init(part)\n",
     ),
     "no wait for the products of the last pair": (
         "3 if TERMS == 2 else 1, deps=[acc, odd_hi",
         "6 if TERMS == 2 else 1, deps=[acc, odd_hi",
     ),
-    "no wait for what comes": ("            _arrive(bars, coming, STAGES)\n", ""),
+    "no wait for what comes": ("                _arrive(bars, coming, STAGES)\n", ""),
     "no meeting between pairs that are read once more": (
         "for pair in range(zero, pairs):\n                gl.thread_barrier()\n",
         "for pair in range(zero, pairs):\n",

@@ -187,6 +187,7 @@ def _streamed_kernel(
     slice_ = gl.program_id(0) // tiles
     first = slice_ * slice_k
     length = gl.minimum(slice_k, k - first)
+    chunk_pairs = chunk_blocks // 2
     pairs = (length + PAIR - 1) // PAIR  # of blocks; behind k lie zeros
     scales += (first // (chunk_blocks * BK)).to(gl.int64) * n + j0
 
@@ -256,42 +257,43 @@ def _streamed_kernel(
         scale = scales
         hi, lo = _terms(x, a_down)
         odd_hi, odd_lo = hi, lo
-        acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
-        in_chunk = zero
-        for pair in range(zero, pairs):
-            # While a block is multiplied, terms of the next are computed, into the registers of
-            # the last one. What comes next goes where the last pair lay.
-            acc = _add_products(hi, lo, b_hi, b_lo, used, 0, acc, in_chunk > 0, BK, TERMS, STAGES)
-            part, odd_hi, odd_lo = warpgroup_mma_wait(
-                3 if TERMS == 2 else 1, deps=[acc, odd_hi, odd_lo]
-            )
-            acc = warpgroup_mma_init(part)
-            gl.thread_barrier()
-            ahead = pair + STAGES - 1
-            _fetch(
-                a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + ahead * PAIR,
-                used + STAGES - 1, ahead < pairs, A_T, TERMS, BYTES, STAGES,
-            )  # fmt: skip
-            odd_hi, odd_lo = _terms(_block(a_s, used, 1, A_T, BK, STAGES, LA), a_down)
-            acc = _add_products(odd_hi, odd_lo, b_hi, b_lo, used, 1, acc, True, BK, TERMS, STAGES)
-            part, hi, lo = warpgroup_mma_wait(3 if TERMS == 2 else 1, deps=[acc, hi, lo])
-            acc = warpgroup_mma_init(part)
-            coming = used + gl.where(pair + 1 < pairs, 1, 0)
-            _arrive(bars, coming, STAGES)
-            hi, lo = _terms(_block(a_s, coming, 0, A_T, BK, STAGES, LA), a_down)
-            in_chunk += 2
-            if (in_chunk == chunk_blocks) | (pair + 1 == pairs):
-                part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
-                of_chunk = _scale_of_columns(scale, j, n - j0)
-                larger = gl.maximum(unit, of_chunk)
-                down = inverse(_above_zero(larger))
-                total = total * (unit * down)[None, :]
-                total += part * ((of_chunk * down) * (1.0 + gain * in_chunk))[None, :]
-                unit = larger
-                scale += n
-                in_chunk = zero
+        for start in range(zero, pairs, chunk_pairs):
+            stop = gl.minimum(start + chunk_pairs, pairs)
+            acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+            for pair in range(start, stop):
+                # While a block is multiplied, terms of the next are computed, into the registers
+                # of the last one. What comes next goes where the last pair lay.
+                acc = _add_products(
+                    hi, lo, b_hi, b_lo, used, 0, acc, pair > start, BK, TERMS, STAGES
+                )
+                part, odd_hi, odd_lo = warpgroup_mma_wait(
+                    3 if TERMS == 2 else 1, deps=[acc, odd_hi, odd_lo]
+                )
                 acc = warpgroup_mma_init(part)
-            used += 1
+                gl.thread_barrier()
+                ahead = pair + STAGES - 1
+                _fetch(
+                    a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + ahead * PAIR,
+                    used + STAGES - 1, ahead < pairs, A_T, TERMS, BYTES, STAGES,
+                )  # fmt: skip
+                odd_hi, odd_lo = _terms(_block(a_s, used, 1, A_T, BK, STAGES, LA), a_down)
+                acc = _add_products(
+                    odd_hi, odd_lo, b_hi, b_lo, used, 1, acc, True, BK, TERMS, STAGES
+                )
+                part, hi, lo = warpgroup_mma_wait(3 if TERMS == 2 else 1, deps=[acc, hi, lo])
+                acc = warpgroup_mma_init(part)
+                coming = used + gl.where(pair + 1 < pairs, 1, 0)
+                _arrive(bars, coming, STAGES)
+                hi, lo = _terms(_block(a_s, coming, 0, A_T, BK, STAGES, LA), a_down)
+                used += 1
+            part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
+            of_chunk = _scale_of_columns(scale, j, n - j0)
+            larger = gl.maximum(unit, of_chunk)
+            down = inverse(_above_zero(larger))
+            total = total * (unit * down)[None, :]
+            total += part * ((of_chunk * down) * (1.0 + gain * (2 * (stop - start))))[None, :]
+            unit = larger
+            scale += n
         gl.thread_barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
         wrong = any_of(inside & ((gl.abs(total) < float("inf")) == 0))
