@@ -1,0 +1,249 @@
+"""What is worth trying of ``emulated_fp32``: tiles, lengths of chunks, numbers of slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autogemm.device import Device
+from autogemm.problem import Problem
+from autogemm.strategies.base import Params, ParamValue, tile_of, tiles_of
+
+_SPLIT_TILES = {
+    "fp16x3": ((128, 128, 64, 8, 3), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (64, 64, 64, 4, 3)),
+    "fp16": ((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3)),
+}
+TILES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
+    "fused": (
+        (128, 128, 32, 8, 3),
+        (128, 64, 32, 4, 3),
+        (64, 128, 32, 4, 3),
+        (64, 64, 32, 4, 4),
+        (64, 64, 64, 4, 2),
+        (128, 32, 64, 4, 3),
+        (32, 128, 64, 4, 3),
+        (128, 16, 64, 4, 3),
+        (16, 128, 64, 4, 3),
+        (64, 16, 64, 4, 3),
+        (16, 64, 64, 4, 3),
+    ),
+    # It gains where slices are long (H200); with the other tiles it was no faster.
+    "overlapped": ((128, 128, 32, 8, 3),),
+}
+"""(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
+_STREAMED_TILES = (
+    (128, 128, 32, 8, 3),
+    (64, 128, 32, 4, 2),
+    (64, 64, 32, 4, 3),
+    (64, 64, 32, 4, 2),
+    (64, 32, 32, 4, 3),
+    (64, 16, 32, 4, 3),
+)
+"""(rows of the larger operand, columns of the other, bk, warps, stages of two blocks of k)."""
+_MUCH_LARGER = 8
+"""How many times longer than the other operand one is that form ``streamed`` is tried on; below
+it was slower than ``split`` (H200)."""
+STREAMED_REGISTERS = {(64, 64, 32, 4, 2): 168}
+"""Of a thread, by tile of form ``streamed``: three programs then share a multiprocessor, which is
+faster where k is short (H200)."""
+_CHUNKS = {
+    ("split", "fp16x3"): (128, 256, 512, 1024, 2048),
+    ("split", "fp16"): (512, 2048),
+    ("fused", "fp16x3"): (64, 128, 256, 512),
+    ("fused", "fp16"): (512, 2048),
+    ("overlapped", "fp16x3"): (128, 256, 512),
+    ("streamed", "fp16x3"): (256, 512),
+    ("streamed", "fp16"): (512, 2048),
+}
+_SHORTER_CHUNKS = {64: 512, 128: 1024}
+"""Chunks that form ``streamed`` tries besides, and below which k: with longer ones such sums break
+the bound of ``highest``, or nearly do."""
+_SHORT = 150
+"""Up to here the bound of form ``fused`` serves ``highest`` with one block of k to a chunk alone
+(docs/accuracy.md)."""
+_MOST_EVENING, _WORTH_SLICING = 6, 0.85
+"""Slices of form ``split``, whose parts are added through memory: how many at most, and how much
+of the time they must leave, counted in waves of tiles."""
+_WAVES, _USUAL = (1, 2, 4), 2
+"""Programs a multiprocessor that slices of k aim at, and what was best most often (H200)."""
+
+
+def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
+    """The parameters that the tuner chooses from."""
+    if problem.batch > 1:
+        yield from _space_of_batches(problem)
+        return
+    for method, tiles in _SPLIT_TILES.items():
+        for bm, bn, bk, warps, stages in tiles:
+            if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
+                continue
+            tiles_here = tiles_of(problem, bm, bn)
+            for chunk in _chunks("split", method, problem.k):
+                even = _evening(tiles_here, device, -(-problem.k // chunk))
+                for slices in sorted({1, even}):
+                    for group in (8, 16) if tiles_here > 2 * device.units else (8,):
+                        yield _params(
+                            "split", method, bm, bn, bk, warps, stages, chunk, slices, group
+                        )
+    for form, method in _CHUNKS:
+        for bm, bn, bk, warps, stages in TILES.get(form, ()):
+            if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
+                continue
+            for slices in _slices(problem, device, bm, bn, bk):
+                for chunk in _chunks(form, method, -(-problem.k // slices)):
+                    yield _params(form, method, bm, bn, bk, warps, stages, chunk, slices, 8)
+    yield from _space_of_streamed(problem, device)
+
+
+def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamValue]:
+    """A tile no larger than the result, and slices that fill the device with such tiles."""
+    params = dict(params)
+    if params["form"] == "split":
+        if params["slices"] != 1:
+            tiles = tiles_of(problem, *tile_of(params))
+            chunks = -(-problem.k // int(params["chunk"]))
+            params["slices"] = _evening(tiles, device, chunks)
+        return params
+    if params["form"] == "streamed":
+        return _fitted_streamed(params, problem, device)
+    snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
+    if snug != tile_of(params):
+        tile = next((t for t in TILES["fused"] if t[:2] == snug), None)
+        if tile is not None:
+            params["form"] = "fused"
+            params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
+    bm, bn, bk = *tile_of(params), int(params["bk"])
+    if problem.batch > 1:
+        is_short = params["method"] == "fp16x3" and problem.k <= _SHORT
+        params["chunk"] = bk if is_short else max(64, int(params["chunk"]))
+    else:
+        params["slices"] = _filling(problem, device, bm, bn, bk, _USUAL)
+    return params
+
+
+def streamed_tile(params: Params, transposed: bool) -> tuple[int, int]:
+    """Rows of the operand that streams, columns of the other."""
+    bm, bn = tile_of(params)
+    return (bn, bm) if transposed else (bm, bn)
+
+
+def _space_of_batches(problem: Problem) -> Iterator[dict[str, ParamValue]]:
+    for method in ("fp16x3", "fp16"):
+        for bm, bn, bk, warps, stages in TILES["fused"]:
+            if _fits(bm, problem.m) and _fits(bn, problem.n):
+                is_short = method == "fp16x3" and problem.k <= _SHORT
+                for chunk in (bk,) if is_short else _chunks("fused", method, problem.k):
+                    yield _params("fused", method, bm, bn, bk, warps, stages, chunk, 1, 8)
+
+
+def _space_of_streamed(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
+    """No number of slices twice: as they are of whole chunks, several may come to the same."""
+    rows, cols = max(problem.m, problem.n), min(problem.m, problem.n)
+    if rows < _MUCH_LARGER * cols:
+        return
+    for bm, bn, bk, warps, stages in _STREAMED_TILES:
+        if not (_fits(bm, rows) and _fits(bn, cols)):
+            continue
+        tile = (bm, bn) if problem.m >= problem.n else (bn, bm)
+        fills = tiles_of(problem, *tile) >= device.units
+        numbers = [1] if fills else _slices(problem, device, *tile, bk)[:2]
+        for method in ("fp16x3", "fp16"):
+            cut = dict.fromkeys(
+                (chunk, _of_whole_chunks(wanted, problem.k, chunk))
+                for wanted in numbers
+                for chunk in _streamed_chunks(method, problem.k, -(-problem.k // wanted))
+            )
+            for chunk, slices in cut:
+                yield _params("streamed", method, *tile, bk, warps, stages, chunk, slices, 8)
+
+
+def _streamed_chunks(method: str, k: int, part: int) -> Iterator[int]:
+    """``_chunks`` for parts of k, and shorter ones where k is short."""
+    covered = False
+    if method == "fp16x3":
+        for chunk, below in _SHORTER_CHUNKS.items():
+            if k < below and not covered:
+                yield chunk
+                covered = chunk >= part
+    if not covered:
+        yield from _chunks("streamed", method, part)
+
+
+def _of_whole_chunks(slices: int, k: int, chunk: int) -> int:
+    """How many slices there are where so many are wanted."""
+    chunks = -(-k // chunk)
+    return -(-chunks // -(-chunks // slices))
+
+
+def _fitted_streamed(
+    params: dict[str, ParamValue], problem: Problem, device: Device
+) -> dict[str, ParamValue]:
+    """The tile turned as the operands are and no wider than the smaller one, and slices."""
+    transposed = problem.n > problem.m
+    one, other = tile_of(params)
+    turned = (one, other) not in {tile[:2] for tile in _STREAMED_TILES}
+    rows, cols = (other, one) if turned else (one, other)
+    smaller = _no_larger(cols, min(problem.m, problem.n))
+    if smaller != cols or rows < 64:
+        fits = [tile for tile in _STREAMED_TILES if tile[1] == smaller]
+        rows, cols, *rest = next((tile for tile in fits if tile[0] == rows), fits[0])
+        params.update(zip(("bk", "warps", "stages"), rest, strict=True))
+    params["bm"], params["bn"] = (cols, rows) if transposed else (rows, cols)
+    tiles, wanted = tiles_of(problem, *tile_of(params)), 1
+    if tiles < device.units:
+        wanted = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
+    params["slices"] = _of_whole_chunks(wanted, problem.k, int(params["chunk"]))
+    return params
+
+
+def _params(
+    form: str, method: str, bm: int, bn: int, bk: int, warps: int, stages: int, chunk: int,
+    slices: int, group: int,
+) -> dict[str, ParamValue]:  # fmt: skip
+    return {
+        "form": form, "method": method, "bm": bm, "bn": bn, "bk": bk, "warps": warps,
+        "stages": stages, "chunk": chunk, "slices": slices, "group": group,
+    }  # fmt: skip
+
+
+def _fits(block: int, extent: int) -> bool:
+    """Whether a tile's extent suits the problem's: not half empty, not needlessly small."""
+    if block < 64:
+        return extent <= 2 * block
+    return block == 64 or extent > block // 2
+
+
+def _no_larger(block: int, extent: int) -> int:
+    """The block, or the power of two that covers the extent where that is smaller."""
+    return min(block, max(16, 1 << (extent - 1).bit_length()))
+
+
+def _chunks(form: str, method: str, k: int) -> Iterator[int]:
+    """The chunk lengths worth trying: up to the first that covers k."""
+    covered = False
+    for chunk in _CHUNKS[form, method]:
+        if not covered:
+            yield chunk
+        covered = chunk >= k
+
+
+def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list[int]:
+    """Numbers of slices that fill the device, none where tiles alone do; slices are not short."""
+    return sorted({_filling(problem, device, bm, bn, bk, waves) for waves in _WAVES})
+
+
+def _evening(tiles: int, device: Device, chunks: int) -> int:
+    """How many slices make the last wave of tiles worth its time, 1 where they hardly would."""
+
+    def waves(slices: int) -> float:
+        """Of whole tiles, in time."""
+        return -(-tiles * slices // device.units) * -(-chunks // slices) / chunks
+
+    # As many as there are: slices are of whole chunks.
+    numbers = {-(-chunks // -(-chunks // wanted)) for wanted in range(1, _MOST_EVENING + 1)}
+    best = min(sorted(numbers), key=waves)
+    return best if waves(best) < _WORTH_SLICING * waves(1) else 1
+
+
+def _filling(problem: Problem, device: Device, bm: int, bn: int, bk: int, waves: int) -> int:
+    most = max(1, problem.k // (4 * bk))
+    return min(most, max(1, waves * device.units // tiles_of(problem, bm, bn)))
