@@ -621,16 +621,39 @@ def test_batches_have_some_candidates_that_need_no_workspace(
         assert STRATEGY.launches(where) == 1
 
 
+@pytest.mark.parametrize("k", [160, 291, 292, 500, 573, 1135, 1136, 4096])
+def test_neighbours_chunks_are_fitted_to_sums_that_the_level_admits(k: int) -> None:
+    for chunk in (64, 128, 256, 512):
+        streaming = Candidate.of("emulated_fp32", **{**STREAMED, "chunk": chunk})
+        batched = Candidate.of("emulated_fp32", **{**FUSED, "chunk": chunk})
+        for candidate, where in (
+            (streaming, problem(16384, 128, k)),
+            (batched, problem(1024, 64, k, batch=96)),
+        ):
+            fitted = STRATEGY.fitted(candidate, where, GPU).kwargs
+            assert STRATEGY.reasons_not(where, GPU, fitted) == []
+            bound = STRATEGY.bound(where, fitted)
+            assert Tolerance("highest").admits(bound, torch.float32, k), fitted
+
+
+def test_a_batch_is_fitted_with_what_batches_are_computed_with() -> None:
+    where = problem(62, 69, 100, batch=3)
+    for form, slices in (("overlapped", 1), ("fused", 100)):
+        candidate = Candidate.of("emulated_fp32", **{**FUSED, "form": form, "slices": slices})
+        fitted = STRATEGY.fitted(candidate, where, GPU).kwargs
+        assert STRATEGY.reasons_not(where, GPU, fitted) == []
+
+
 def test_what_did_well_on_a_batch_is_fitted_to_another() -> None:
     wide = Candidate.of("emulated_fp32", **{**FUSED, "chunk": 256})
-    for where, tile in (
-        (problem(512, 512, 8192, batch=2), (128, 128)),
-        (problem(1024, 16, 512, batch=96), (128, 16)),
+    for where, tile, chunk in (
+        (problem(512, 512, 8192, batch=2), (128, 128), 256),
+        (problem(1024, 16, 512, batch=96), (128, 16), 128),
     ):
         fitted = STRATEGY.fitted(wide, where, GPU)
         assert (fitted.kwargs["bm"], fitted.kwargs["bn"]) == tile
         assert fitted.kwargs["slices"] == 1, "however few tiles"
-        assert fitted.kwargs["chunk"] == 256
+        assert fitted.kwargs["chunk"] == chunk
         assert STRATEGY.reasons_not(where, GPU, fitted.kwargs) == []
 
 
@@ -647,7 +670,7 @@ def test_the_chunks_of_a_batch_are_fitted_to_short_sums(chunk: int, k: int) -> N
         if k <= 150:
             assert fitted.kwargs["chunk"] == fitted.kwargs["bk"]
         else:
-            assert fitted.kwargs["chunk"] == max(chunk, 64)
+            assert fitted.kwargs["chunk"] == (64 if chunk == 32 or k == 151 else chunk)
         if k > 37 and (k <= 150 or chunk == 32):
             bound = STRATEGY.bound(where, fitted.kwargs)
             assert Tolerance("highest").admits(bound, torch.float32, k)

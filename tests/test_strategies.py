@@ -276,7 +276,7 @@ def drawn() -> list[Any]:
     """Corners that each candidate takes; for one that takes none, a case to skip."""
     drawn_cases = []
     for strategy, params, dtype, place_, device, label in candidates():
-        wanted = max(18, 48 // len(parameter_sets(strategy, dtype, device)))
+        wanted = max(18, 36 // len(parameter_sets(strategy, dtype, device)))
         endless = cases(dtype, label, batches_of(strategy))
         rounds = 5 if place_.type == "cuda" else 3  # there some forms refuse batches
         proposed = list(itertools.islice(endless, rounds * wanted))

@@ -389,7 +389,8 @@ def streamed_product(
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
     split = split_columns(B, terms=terms, chunk=chunk)
-    a_t = A.stride(1) != 1
+    # A single column is contiguous along m, whatever stride it has along k.
+    a_t = A.stride(1) != 1 or (k == 1 and A.stride(0) == 1)
     out_t = out.stride(0) == 1 and out.stride(1) != 1
     lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
     target, source = target_of(slices, added, lying)

@@ -60,6 +60,9 @@ the bound of ``highest``, or nearly do."""
 _SHORT = 150
 """Up to here the bound of form ``fused`` serves ``highest`` with one block of k to a chunk alone
 (docs/accuracy.md)."""
+_ADMITTED = ((292, 64), (573, 128), (1136, 256))
+"""The longest chunks that the bound of ``highest`` admits below these k, where all three products
+share an accumulator (docs/accuracy.md)."""
 _MOST_EVENING, _WORTH_SLICING = 6, 0.85
 """Slices of form ``split``, whose parts are added through memory: how many at most, and how much
 of the time they must leave, counted in waves of tiles."""
@@ -113,8 +116,9 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
             params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
     bm, bn, bk = *tile_of(params), int(params["bk"])
     if problem.batch > 1:
+        params["form"], params["slices"] = "fused", 1
         is_short = params["method"] == "fp16x3" and problem.k <= _SHORT
-        params["chunk"] = bk if is_short else max(64, int(params["chunk"]))
+        params["chunk"] = bk if is_short else _admitted(params, problem.k)
     else:
         params["slices"] = _filling(problem, device, bm, bn, bk, _USUAL)
     return params
@@ -168,6 +172,14 @@ def _streamed_chunks(method: str, k: int, part: int) -> Iterator[int]:
         yield from _chunks("streamed", method, part)
 
 
+def _admitted(params: Params, k: int) -> int:
+    """The chunk, or the nearest that sums of k elements in one accumulator are admitted with."""
+    chunk = max(64, int(params["chunk"]))
+    if params["method"] == "fp16":
+        return chunk
+    return min([chunk, *(longest for below, longest in _ADMITTED if k < below)])
+
+
 def _of_whole_chunks(slices: int, k: int, chunk: int) -> int:
     """How many slices there are where so many are wanted."""
     chunks = -(-k // chunk)
@@ -188,6 +200,7 @@ def _fitted_streamed(
         rows, cols, *rest = next((tile for tile in fits if tile[0] == rows), fits[0])
         params.update(zip(("bk", "warps", "stages"), rest, strict=True))
     params["bm"], params["bn"] = (cols, rows) if transposed else (rows, cols)
+    params["chunk"] = max(_admitted(params, problem.k), 2 * int(params["bk"]))
     tiles, wanted = tiles_of(problem, *tile_of(params)), 1
     if tiles < device.units:
         wanted = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
