@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
-import types
 from collections.abc import Callable
 
 import pytest
 import torch
+from gluon_stand_in import fixture_for
 from test_kernels import ON_GPU, PLACE, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
@@ -42,22 +41,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def kernel(monkeypatch: pytest.MonkeyPatch, interpreted: types.ModuleType | None) -> None:
-    """Where there is no GPU, the kernel that the interpreter understands."""
-    if interpreted is not None:
-        monkeypatch.setitem(sys.modules, "autogemm.kernels.overlapped_product", interpreted)
-
-
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType | None:
-    if ON_GPU:
-        return None
-    gluon = importlib.import_module("interpreted_gluon")
-    module: types.ModuleType = gluon.interpreted(
-        "overlapped_product", tmp_path_factory.mktemp("gluon")
-    )
-    return module
+kernel = fixture_for("overlapped_product")
 
 
 def check(candidate: Candidate, A: torch.Tensor, B: torch.Tensor) -> None:

@@ -20,14 +20,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, rows_by, rows_of, store_both
-from autogemm.kernels.launch import ceil_div, launch, registers_for_two, written
-from autogemm.kernels.operands import (
-    described,
-    described_batch,
-    load_batched_tiles,
-    load_tiles,
-)
+from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
+from autogemm.kernels.launch import ceil_div, launch, registers_for_two
+from autogemm.kernels.operands import described, load_batched_tiles, load_tiles
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split import LOWEST_EXPONENT
@@ -107,7 +102,7 @@ def _weight(
 
 
 @triton.jit
-def _compute_tile(
+def compute_tile(
     a_tiles, b_tiles, a, b, c, out, a_z, b_z, i0, j0, first, last, place, m, n, a_row, a_k, b_row,
     b_k, c_row, c_col, out_row, out_col, chunk_blocks, alpha, beta, gain,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
@@ -229,42 +224,10 @@ def _fused_kernel(
     slice_ = tl.program_id(0) // tiles
     first = slice_ * slice_k
     last = tl.minimum(first + slice_k, k)
-    _compute_tile(
+    compute_tile(
         a_tiles, b_tiles, a, b, c, out, None, None, i0, j0, first, last, slice_, m, n, a_row, a_k,
         b_row, b_k, c_row, c_col, out_row, out_col, chunk_blocks, alpha, beta, gain, HAS_C, ROWS,
         A_T, B_T, TERMS, BM, BN, BK, STAGES, GUARD, GRAM, SHARED,
-    )  # fmt: skip
-
-
-@triton.jit(
-    do_not_specialize=[
-        "m", "n", "k", "a_batch", "a_row", "a_k", "b_batch", "b_row", "b_k", "c_batch", "c_row",
-        "c_col", "out_batch", "out_row", "out_col", "chunk_blocks", "group", "alpha", "beta",
-        "gain",
-    ]
-)  # fmt: skip
-def _batched_kernel(
-    a_tiles, b_tiles, a, b, c, out, m, n, k, a_batch, a_row, a_k, b_batch, b_row, b_k, c_batch,
-    c_row, c_col, out_batch, out_row, out_col, chunk_blocks, group, alpha, beta, gain,
-    HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
-    TERMS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, GUARD: tl.constexpr, SHARED: tl.constexpr,
-):  # fmt: skip
-    tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
-    i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
-    z = tl.program_id(0) // tiles
-    # A matrix that all share is described alone.
-    a_z = tl.where(a_batch == 0, 0, z)
-    b_z = tl.where(b_batch == 0, 0, z)
-    if ROWS == 2:
-        c_batch = c_batch // 4 * 4
-        out_batch = out_batch // 4 * 4
-    far = z.to(tl.int64)
-    _compute_tile(
-        a_tiles, b_tiles, a + far * a_batch, b + far * b_batch, c + far * c_batch,
-        out + far * out_batch, a_z, b_z, i0, j0, 0, k, z, m, n, a_row, a_k, b_row, b_k, c_row,
-        c_col, out_row, out_col, chunk_blocks, alpha, beta, gain, HAS_C, ROWS, A_T, B_T, TERMS, BM,
-        BN, BK, STAGES, GUARD, False, SHARED,
     )  # fmt: skip
 
 
@@ -302,77 +265,6 @@ def fused_product(
             described(B, b_t, tiling.bk, tiling.bn),
         ),
     )  # fmt: skip
-
-
-def fused_batch(
-    alpha: float,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    beta: float,
-    C: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    terms: int,
-    chunk: int,
-    tiling: Tiling,
-    gain: float,
-    guard: bool = True,
-) -> None:
-    """Write α·A[z]·B[z] + β·C[z] into ``out[z]`` for all z, in one launch; ``out`` may be C.
-
-    A (batch, m, k), B (batch, k, n), C and ``out`` (batch, m, n) are float32. Each matrix is what
-    ``fused_product`` takes, and those of A and of B begin at multiples of 16 bytes; A, B and C
-    may be expanded. The rest is as for ``fused_product``, but that k is not sliced.
-    """
-    (batch, m, k), n = A.shape, B.shape[2]
-    a_t, b_t = A.stride(2) != 1, B.stride(2) != 1
-    read = out if C is None else C
-    b_batch, b_k, b_row = B.stride()
-    launch(
-        _batched_kernel,
-        batch * tile_count(m, n, tiling.bm, tiling.bn, gram=False),
-        (A, B, read, out),
-        (
-            m,
-            n,
-            k,
-            *A.stride(),
-            b_batch,
-            b_row,
-            b_k,
-            *read.stride(),
-            *out.stride(),
-            chunk // tiling.bk,
-            tiling.group,
-        ),
-        (alpha, beta, gain),
-        {
-            "HAS_C": C is not None,
-            "ROWS": min(_rows_of_each(read), _rows_of_each(out)),
-            "A_T": a_t,
-            "B_T": b_t,
-            "TERMS": terms,
-            "BM": tiling.bm,
-            "BN": tiling.bn,
-            "BK": tiling.bk,
-            "STAGES": tiling.stages,
-            "GUARD": guard,
-            "SHARED": C is not None and C.data_ptr() == out.data_ptr(),
-        },
-        num_warps=tiling.warps,
-        registers=registers_for_two(tiling.warps) if tiling.warps == 8 else None,
-        descriptors=(
-            described_batch(A, a_t, tiling.bm, tiling.bk),
-            described_batch(B, b_t, tiling.bk, tiling.bn),
-        ),
-    )
-    written(out)
-
-
-def _rows_of_each(x: torch.Tensor) -> int:
-    """``rows_of`` every matrix of a batch."""
-    step, *strides = x.stride()
-    return rows_by(tuple(strides), x.shape[2], (x.data_ptr() | 4 * step) % 16 == 0)
 
 
 def launch_product(

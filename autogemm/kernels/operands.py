@@ -56,17 +56,21 @@ def described_batch(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> 
         pitch = ceil_div(extents[1], 8) * 8
     if step == 0:
         count, step = 1, extents[0] * pitch
-    made = object.__new__(TensorDescriptor)
-    made.base, made.shape, made.strides = x, [count, *extents], [step, pitch, 1]
-    made.block_shape, made.padding = [1, rows, cols], "zero"
-    return made
+    return _unchecked(x, [count, *extents], [step, pitch, 1], [1, rows, cols])
 
 
 def descriptor(
     x: torch.Tensor, extents: tuple[int, int], pitch: int, tile: tuple[int, int]
 ) -> TensorDescriptor:
-    """A descriptor of contiguous rows that are known to be legal: checking takes microseconds."""
+    """A descriptor of contiguous rows that are known to be legal."""
+    return _unchecked(x, list(extents), [pitch, 1], list(tile))
+
+
+def _unchecked(
+    x: torch.Tensor, shape: list[int], strides: list[int], tile: list[int]
+) -> TensorDescriptor:
+    """Made without Triton's checks, which take microseconds."""
     made = object.__new__(TensorDescriptor)
-    made.base, made.shape, made.strides = x, list(extents), [pitch, 1]
-    made.block_shape, made.padding = list(tile), "zero"
+    made.base, made.shape, made.strides = x, shape, strides
+    made.block_shape, made.padding = tile, "zero"
     return made

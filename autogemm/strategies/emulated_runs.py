@@ -124,7 +124,7 @@ def _bind_streamed(device: Device, params: Params, guard: bool, *, transposed: b
 
 
 def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
-    from autogemm.kernels.fused_product import fused_batch
+    from autogemm.kernels.fused_batch import fused_batch
     from autogemm.kernels.split_product import Tiling
 
     terms = 1 if params["method"] == "fp16" else 2
