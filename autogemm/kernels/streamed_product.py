@@ -214,9 +214,10 @@ def _streamed_kernel(
             s < pairs, A_T, TERMS, BYTES, STAGES,
         )  # fmt: skip
     j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
+    each = gl.arange(0, BN, layout=gl.BlockedLayout([1], [32], [W], [0]))
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
     inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
-    first_unit = _scale_of_columns(scales, j, n - j0)
+    first_unit = _scale_of_columns(scales, each, n - j0)
     _arrive(bars, used, STAGES)
     x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
     a_down = scale_of(largest(x, 1))
@@ -259,6 +260,7 @@ def _streamed_kernel(
         odd_hi, odd_lo = hi, lo
         for start in range(zero, pairs, chunk_pairs):
             stop = gl.minimum(start + chunk_pairs, pairs)
+            of_chunk = _scale_of_columns(scale, each, n - j0)  # on its way meanwhile
             acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
             for pair in range(start, stop):
                 # While a block is multiplied, terms of the next are computed, into the registers
@@ -287,11 +289,11 @@ def _streamed_kernel(
                 hi, lo = _terms(_block(a_s, coming, 0, A_T, BK, STAGES, LA), a_down)
                 used += 1
             part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
-            of_chunk = _scale_of_columns(scale, j, n - j0)
             larger = gl.maximum(unit, of_chunk)
             down = inverse(_above_zero(larger))
-            total = total * (unit * down)[None, :]
-            total += part * ((of_chunk * down) * (1.0 + gain * (2 * (stop - start))))[None, :]
+            weight_of_part = (of_chunk * down) * (1.0 + gain * (2 * (stop - start)))
+            total = total * gl.convert_layout(unit * down, gl.SliceLayout(0, MMA))[None, :]
+            total += part * gl.convert_layout(weight_of_part, gl.SliceLayout(0, MMA))[None, :]
             unit = larger
             scale += n
         gl.thread_barrier()
@@ -305,7 +307,7 @@ def _streamed_kernel(
             doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
-    b_up = _above_zero(unit)[None, :]
+    b_up = gl.convert_layout(_above_zero(unit), gl.SliceLayout(0, MMA))[None, :]
     total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
     if ROWS == 2:
         if OUT_T:
