@@ -99,6 +99,9 @@ class Tile:
     def permute(self, order: tuple[int, int]) -> View:
         return View(self).permute(order)
 
+    def _reinterpret(self, dtype: Any, shape: Any, layout: Any) -> View:
+        return View(self)
+
 
 class View:
     """A part of a tile, perhaps transposed."""
@@ -110,6 +113,9 @@ class View:
         part = slice(int(start), int(start) + int(length))
         where = (part, slice(None)) if int(dim) == 0 else (slice(None), part)
         return View(self.tile, (*self.steps, where))
+
+    def index(self, i: Any) -> View:
+        return View(self.tile, (*self.steps, int(i)))
 
     def permute(self, order: tuple[int, int]) -> View:
         return View(self.tile, (*self.steps, None))
@@ -186,10 +192,30 @@ class tma:
             bar.copies.append((tile, described.load(at)))
 
 
+class Product:
+    """One that has been started."""
+
+    started = 0
+
+    def __init__(self, a: Any, b: Any, use_acc: bool) -> None:
+        self.a, self.b, self.use_acc = a, b, use_acc
+        Product.started += 1
+        self.number = Product.started
+        self.tiles = [tile for tile in map(_place, (a, b)) if tile is not None]
+        assert not any(t.is_arriving for t in self.tiles), "read before its barrier was waited for"
+        self.writes = [tile.writes for tile in self.tiles]
+
+    def add_to(self, value: Any) -> Any:
+        assert self.writes == [t.writes for t in self.tiles], "overwritten while it is multiplied"
+        a = self.a if _place(self.a) is None else self.a.read()
+        before = value if self.use_acc else tl.zeros(value.shape, dtype=tl.float32)
+        return tl.dot(a, self.b.read(), before)
+
+
 class Accumulator:
     """A sum with products that have been started and not waited for."""
 
-    def __init__(self, value: Any, started: list[tuple[Any, Any, bool, int]]) -> None:
+    def __init__(self, value: Any, started: list[Product]) -> None:
         self.value, self.started = value, started
 
 
@@ -201,10 +227,7 @@ def warpgroup_mma(a: Any, b: Any, acc: Any, use_acc: Any = True, is_async: bool 
     """``a`` may lie in registers, which nobody else writes."""
     if not isinstance(acc, Accumulator):
         acc = Accumulator(acc, [])
-    tile = _place(b)
-    assert tile is not None
-    assert not tile.is_arriving, "read before its barrier was waited for"
-    acc = Accumulator(acc.value, [*acc.started, (a, b, bool(use_acc), tile.writes)])
+    acc = Accumulator(acc.value, [*acc.started, Product(a, b, bool(use_acc))])
     return acc if is_async else warpgroup_mma_wait(0, [acc])
 
 
@@ -213,19 +236,18 @@ def warpgroup_mma_init(value: Any) -> Any:
 
 
 def warpgroup_mma_wait(outstanding: int, deps: list[Any]) -> Any:
-    acc, *others = deps
-    value, started = acc, []
-    if isinstance(acc, Accumulator):
-        value, started = acc.value, list(acc.started)
-    while len(started) > outstanding:
-        a, b, use_acc, writes = started.pop(0)
-        tile = _place(b)
-        assert tile is not None
-        assert tile.writes == writes, "overwritten while it is multiplied"
-        before = value if use_acc else tl.zeros(value.shape, dtype=tl.float32)
-        value = tl.dot(a if _place(a) is None else a.read(), b.read(), before)
-    done = Accumulator(value, started) if started else value
-    return (done, *others) if others else done
+    """Products end in the order in which they were started, whatever they are added to."""
+    numbers = [p.number for x in deps if isinstance(x, Accumulator) for p in x.started]
+    ended = set(sorted(numbers)[: max(0, len(numbers) - outstanding)])
+    done = [_after(x, ended) if isinstance(x, Accumulator) else x for x in deps]
+    return tuple(done) if len(done) > 1 else done[0]
+
+
+def _after(acc: Accumulator, ended: set[int]) -> Any:
+    value, left = acc.value, list(acc.started)
+    while left and left[0].number in ended:
+        value = left.pop(0).add_to(value)
+    return Accumulator(value, left) if left else value
 
 
 def mma_v2(a: Any, b: Any, acc: Any) -> Any:

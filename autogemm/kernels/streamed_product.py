@@ -9,8 +9,6 @@ multiplied. Scales of A, promotions and the guard are those of ``kernels/fused_p
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -23,16 +21,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from autogemm.kernels.epilogue import rows_of
-from autogemm.kernels.launch import REMEMBERED, ceil_div, launch
+from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split import split_columns
 from autogemm.kernels.split_product import Tiling
 from autogemm.kernels.warpgroups import (
     absolute,
     any_of,
+    by_tma,
+    described_rows,
     ieee_layout,
     ieee_tile,
     inverse,
@@ -40,20 +39,13 @@ from autogemm.kernels.warpgroups import (
     origin,
     scale_of,
     store_as,
+    weighing,
 )
 
 _CERTIFIED = gl.constexpr(2.0**19)
 """As in ``fused_product``."""
 _ROOM = gl.constexpr(16.0)
 """How much larger B's scales may become behind the first block, which certifies a tile."""
-
-
-@gluon.constexpr_function
-def _in_shared(rows, cols, bits):
-    """A tile with contiguous rows, as the tensor memory accelerator writes it."""
-    return gl.NVMMASharedLayout(
-        swizzle_byte_width=min(128, cols * bits // 8), element_bitwidth=bits, rank=2
-    )
 
 
 @gluon.jit
@@ -131,15 +123,9 @@ def _scale_of_columns(scales, j, reach):
     return gl.abs(gl.load(scales + j, mask=j < reach, other=0.0))
 
 
-@gluon.constexpr_function
-def _weighing(warps):
-    """A layout whose products are computed apart from those of warpgroups."""
-    return gl.NVMMADistributedLayout([2, 0], [warps // 2, 2], [16, 8])
-
-
 @gluon.jit
 def _inside(rows, cols, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr):
-    L: gl.constexpr = _weighing(W)
+    L: gl.constexpr = weighing(W)
     r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
     q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
     return (r < rows)[:, None] & (q < cols)[None, :]
@@ -151,7 +137,7 @@ def _weigh(
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     """The sum of |hi·hi| over one half of a pair of blocks."""
-    L: gl.constexpr = _weighing(W)
+    L: gl.constexpr = weighing(W)
     LX: gl.constexpr = gl.DotOperandLayout(0, L, 2)
     x = _block(a_s, number, half, A_T, BK, STAGES, LX)
     down = gl.convert_layout(a_down, gl.SliceLayout(1, LX))
@@ -192,12 +178,12 @@ def _streamed_kernel(
     scales += (first // (chunk_blocks * BK)).to(gl.int64) * n + j0
 
     if A_T:
-        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, PAIR, BM], _in_shared(PAIR, BM, 32))
+        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, PAIR, BM], by_tma(BM, 32))
     else:
-        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, BM, PAIR], _in_shared(BM, PAIR, 32))
-    b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], _in_shared(BN, PAIR, 16))
+        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, BM, PAIR], by_tma(PAIR, 32))
+    b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], by_tma(PAIR, 16))
     if TERMS == 2:
-        b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], _in_shared(BN, PAIR, 16))
+        b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], by_tma(PAIR, 16))
     else:
         b_lo = b_hi
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -322,7 +308,7 @@ def _streamed_kernel(
         )  # fmt: skip
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
-            L: gl.constexpr = _weighing(W)
+            L: gl.constexpr = weighing(W)
             cols = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
             weight = gl.zeros([BM, BN], gl.float32, L)
             heaviest = gl.zeros([BM, BN], gl.float32, L)
@@ -403,9 +389,9 @@ def streamed_product(
     b_k, b_row = B.stride()
     wide = 2 * tiling.bk
     if a_t:
-        a_tiles = _described(A, (k, m), A.stride(1), (wide, tiling.bm))
+        a_tiles = described_rows(A, (k, m), A.stride(1), (wide, tiling.bm))
     else:
-        a_tiles = _described(A, (m, k), A.stride(0), (tiling.bm, wide))
+        a_tiles = described_rows(A, (m, k), A.stride(0), (tiling.bm, wide))
     rows, pitch = split.terms.shape
     launch(
         _streamed_kernel,
@@ -433,25 +419,7 @@ def streamed_product(
         registers=registers,
         descriptors=(
             a_tiles,
-            _described(split.terms, (rows, k), pitch, (tiling.bn, wide)),
+            described_rows(split.terms, (rows, k), pitch, (tiling.bn, wide)),
         ),
     )  # fmt: skip
     finish(alpha, target, slices, beta, added, lying)
-
-
-def _described(
-    x: torch.Tensor, extents: tuple[int, int], pitch: int, tile: tuple[int, int]
-) -> TensorDescriptor:
-    """A descriptor of contiguous rows that are known to be legal: checking takes microseconds."""
-    if extents[0] == 1:  # the stride over a single row means nothing, but must be a legal one
-        pitch = ceil_div(extents[1], 8) * 8
-    made = object.__new__(TensorDescriptor)
-    made.base, made.shape, made.strides = x, list(extents), [pitch, 1]
-    made.block_shape, made.padding = list(tile), "zero"
-    made.layout = _host_layout(*tile, 8 * x.element_size())
-    return made
-
-
-@functools.lru_cache(maxsize=REMEMBERED)
-def _host_layout(rows: int, cols: int, bits: int) -> gl.NVMMASharedLayout:
-    return _in_shared(rows, cols, bits)

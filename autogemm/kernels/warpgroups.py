@@ -6,8 +6,14 @@ language compiles only its own functions.
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from autogemm.kernels.launch import REMEMBERED, ceil_div
 
 _PLACE = gl.constexpr(11)
 _LOWEST_EXPONENT = gl.constexpr(-84)
@@ -32,6 +38,20 @@ def in_shared(fast, rows, cols):
     return gl.NVMMASharedLayout(
         swizzle_byte_width=swizzle, element_bitwidth=16, rank=2, transposed=fast == 0
     )
+
+
+@gluon.constexpr_function
+def by_tma(cols, bits, rank=2):
+    """A tile with contiguous rows, as the tensor memory accelerator writes it."""
+    return gl.NVMMASharedLayout(
+        swizzle_byte_width=min(128, cols * bits // 8), element_bitwidth=bits, rank=rank
+    )
+
+
+@gluon.constexpr_function
+def weighing(warps):
+    """A layout whose products are computed apart from those of warpgroups."""
+    return gl.NVMMADistributedLayout([2, 0], [warps // 2, 2], [16, 8])
 
 
 @gluon.jit
@@ -122,6 +142,25 @@ def store_as(
 
 
 @gluon.jit
+def store_as_both(
+    total, L: gl.constexpr, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, GRAM: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr,
+):  # fmt: skip
+    """``store_as``; of a Gram matrix also the tile's mirror image."""
+    store_as(
+        total, L, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+        OUT_T, BM, BN,
+    )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if i0 != j0:  # rows' strides for columns' and the other way round
+            store_as(
+                total, L, c, out, i0, j0, m, n, c_col, c_row, out_col, out_row, alpha, beta, HAS_C,
+                ROWS, not OUT_T, BM, BN,
+            )  # fmt: skip
+
+
+@gluon.jit
 def store_both(
     total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
     HAS_C: gl.constexpr, ROWS: gl.constexpr, GRAM: gl.constexpr, BM: gl.constexpr,
@@ -199,3 +238,36 @@ def origin(program, m, n, group, BM: gl.constexpr, BN: gl.constexpr, GRAM: gl.co
         i0 = (first + within % rows) * BM
         j0 = within // rows * BN
     return i0, j0
+
+
+def described_rows(
+    x: torch.Tensor, extents: tuple[int, int], pitch: int, tile: tuple[int, int]
+) -> TensorDescriptor:
+    """A descriptor of contiguous rows that are known to be legal."""
+    if extents[0] == 1:  # the stride over a single row means nothing, but must be a legal one
+        pitch = ceil_div(extents[1], 8) * 8
+    return _unchecked(x, list(extents), [pitch, 1], list(tile))
+
+
+def described_terms(
+    x: torch.Tensor, terms: int, rows: int, k: int, tile: tuple[int, int]
+) -> TensorDescriptor:
+    """A descriptor of all terms of so many rows, the first rows of x; its tiles hold each term."""
+    pitch = x.stride(0)
+    return _unchecked(x, [terms, rows, k], [rows * pitch, pitch, 1], [terms, *tile])
+
+
+def _unchecked(
+    x: torch.Tensor, shape: list[int], strides: list[int], tile: list[int]
+) -> TensorDescriptor:
+    """Made without Gluon's checks, which take microseconds."""
+    made = object.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides = x, shape, strides
+    made.block_shape, made.padding = tile, "zero"
+    made.layout = _host_layout(tile[-1], 8 * x.element_size(), len(tile))
+    return made
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _host_layout(cols: int, bits: int, rank: int) -> gl.NVMMASharedLayout:
+    return by_tma(cols, bits, rank)

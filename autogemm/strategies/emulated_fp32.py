@@ -2,9 +2,9 @@
 
 Split operands keep 23 of 24 bits and their products are exact in float32; sums are promoted
 to IEEE float32 every ``chunk`` elements of k. Elements too small for their terms, inf and NaN
-are dealt with on the device (``kernels/split_product.py``, ``kernels/fused_product.py``,
-``kernels/overlapped_product.py``, ``kernels/streamed_product.py``), so that the bound holds for
-every input.
+are dealt with on the device (``kernels/split_product.py``, ``continuous_product.py``,
+``fused_product.py``, ``overlapped_product.py``, ``streamed_product.py``), so that the bound holds
+for every input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from autogemm.device import Device, software_versions
+from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
 from autogemm.strategies.base import (
@@ -33,17 +33,21 @@ from autogemm.strategies.emulated_runs import (
     bind,
     share_an_accumulator,
 )
-from autogemm.strategies.emulated_space import fitted, space, streamed_tile
+from autogemm.strategies.emulated_space import (
+    SPLIT_FORMS,
+    fitted,
+    reasons_without_gluon,
+    space,
+    streamed_tile,
+)
 
 _LONGEST = 2**25
 """Rows of terms are no longer: offsets within a block of 64 of them fit 32 bits."""
 
-_GLUON = "3.6"
-"""Gluon is an experimental part of Triton: what is written in it runs in the version it knows."""
-
 
 class EmulatedFP32(Strategy):
-    """``form`` ``split`` writes split operands first, ``fused`` splits on the way (aligned only),
+    """``form`` ``split`` writes split operands first, and so does ``continuous``, whose pipeline
+    runs on from chunk to chunk (Hopper only); ``fused`` splits on the way (aligned only),
     ``overlapped`` too, one block of k while another is multiplied (Hopper only); ``streamed``
     splits the smaller operand first and the larger one, aligned, on the way (Hopper only).
 
@@ -65,7 +69,7 @@ class EmulatedFP32(Strategy):
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
         return {
-            "form": one_of("split", "fused", "overlapped", "streamed"),
+            "form": one_of("split", "continuous", "fused", "overlapped", "streamed"),
             "method": one_of("fp16x3", "fp16"),
             "bm": extent,
             "bn": extent,
@@ -81,17 +85,23 @@ class EmulatedFP32(Strategy):
         wrong = super().wrong_parameters(params)
         if wrong:
             return wrong
-        if params["form"] == "split" and min(tile_of(params)) < 64:
-            return ["form 'split' takes tiles of at least 64 x 64"]
+        form = params["form"]
+        if form in SPLIT_FORMS and min(tile_of(params)) < 64:
+            return [f"form {form!r} takes tiles of at least 64 x 64"]
         if max(tile_of(params)) < 64:
             return ["a tile needs 64 rows or columns"]
-        if params["form"] == "overlapped" and int(params["stages"]) < 3:
+        rows, warps = int(params["bm"]), int(params["warps"])
+        if form == "continuous" and rows < 16 * warps:
+            return [f"{warps} warps compute {16 * warps} rows in form 'continuous', not {rows}"]
+        if form == "continuous" and int(params["stages"]) < 2:
+            return ["form 'continuous' takes 2 stages or more: one is read while one is written"]
+        if form == "overlapped" and int(params["stages"]) < 3:
             return ["form 'overlapped' takes 3 stages or more: two are read while one is written"]
-        if params["form"] == "streamed" and int(params["stages"]) < 2:
+        if form == "streamed" and int(params["stages"]) < 2:
             return ["form 'streamed' takes 2 stages or more: one is read while one is written"]
-        if params["form"] == "streamed" and int(params["chunk"]) % (2 * int(params["bk"])):
+        if form == "streamed" and int(params["chunk"]) % (2 * int(params["bk"])):
             return ["chunks of form 'streamed' are of whole pairs of blocks of k"]
-        if int(params["chunk"]) < (int(params["bk"]) if params["form"] == "fused" else 64):
+        if int(params["chunk"]) < (int(params["bk"]) if form == "fused" else 64):
             return ["chunks of 32 are for form 'fused' with blocks of k as short"]
         return []
 
@@ -107,11 +117,13 @@ class EmulatedFP32(Strategy):
         if problem.batch > 1 and params["slices"] != 1:
             return ["k is whole in batches: their matrices fill a device"]
         if params["form"] == "streamed":
-            return _reasons_not_streamed(problem, params) or _reasons_without_gluon(device, params)
+            return _reasons_not_streamed(problem, params) or reasons_without_gluon(device, params)
+        if params["form"] == "continuous":
+            return reasons_without_gluon(device, params)
         if params["form"] != "split" and not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
         if params["form"] == "overlapped":
-            return _reasons_without_gluon(device, params)
+            return reasons_without_gluon(device, params)
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
@@ -119,7 +131,7 @@ class EmulatedFP32(Strategy):
 
     def is_steady(self, params: Params) -> bool:
         """Where rows grow along k, forms that scale by the first block compute tiles twice."""
-        return params.get("form") == "split"
+        return params.get("form") in SPLIT_FORMS
 
     def kin(self, candidate: Candidate) -> Candidate:
         """Same form, method and tile: chunks, slices and groups are then matters of degree."""
@@ -134,10 +146,10 @@ class EmulatedFP32(Strategy):
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # docs/accuracy.md, "emulated_fp32", derives every term.
         k, slices, bk = problem.k, int(params["slices"]), int(params["bk"])
-        # Slices are of whole chunks in forms ``split`` and ``streamed``, else of whole blocks; the
+        # Slices are of whole chunks where an operand is split beforehand, else of whole blocks; the
         # zeros that fill the last one cost nothing.
-        streamed = params["form"] == "streamed"
-        unit = int(params["chunk"]) if params["form"] == "split" or streamed else bk
+        split, streamed = params["form"] in SPLIT_FORMS, params["form"] == "streamed"
+        unit = int(params["chunk"]) if split or streamed else bk
         fair = -(-k // slices)
         part = min(k, -(-fair // unit) * unit)
         chunk = min(part, int(params["chunk"]))
@@ -147,7 +159,7 @@ class EmulatedFP32(Strategy):
         truncation = 1.001 * ((in_one * chunk - 1) / 2 + 2 * steps)
         if terms == 2 and in_one == 1:
             truncation += 0.002 * chunk
-            if params["form"] != "split":  # hi·hi is added to what the cross products left
+            if not split:  # hi·hi is added to what the cross products left
                 truncation += 0.51
         correction = max(one[in_one == 3] for one in TRUNCATION.values())
         at_once = 2 * bk if streamed else bk
@@ -155,7 +167,7 @@ class EmulatedFP32(Strategy):
         may_be_gram = problem.m == problem.n and params["form"] in ("fused", "overlapped")
         most = slices * MORE_SLICES if slices > 1 and may_be_gram else slices
         promotions = -(-part // chunk) + most
-        lost = k / 16 if params["form"] == "split" else k / 8
+        lost = k / 16 if split else k / 8
         if streamed and terms == 1:
             lost = 3 * k / 16
         growth = truncation + correction + promotions + lost + 5
@@ -170,11 +182,12 @@ class EmulatedFP32(Strategy):
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
         slices = int(params["slices"])
-        if params["form"] in ("split", "streamed"):
+        split = params["form"] in SPLIT_FORMS
+        if split or params["form"] == "streamed":
             terms = 1 if params["method"] == "fp16" else 2
             chunks = -(-k // int(params["chunk"]))
             results = 4 * slices * m * n if slices > 1 else 0
-            rows = m + n if params["form"] == "split" else min(m, n)
+            rows = m + n if split else min(m, n)
             return rows * (2 * terms * (-(-k // 8) * 8) + 4 * chunks) + results
         if slices > 1 and m == n:  # it may be a Gram matrix, which the problem does not tell
             slices = max(slices, min(MORE_SLICES * slices, k // (4 * int(params["bk"]))))
@@ -192,14 +205,4 @@ def _reasons_not_streamed(problem: Problem, params: Params) -> list[str]:
         return [f"a tile needs 64 {which}, which stream here, not {side}={rows}"]
     if rows < 16 * int(params["warps"]):
         return [f"{params['warps']} warps compute {16 * int(params['warps'])} rows, not {rows}"]
-    return []
-
-
-def _reasons_without_gluon(device: Device, params: Params) -> list[str]:
-    form = params["form"]
-    if device.capability != (9, 0):
-        return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
-    version = software_versions(device.type).get("triton", "none")
-    if not f"{version}.".startswith(f"{_GLUON}."):
-        return [f"form {form!r} is written in Gluon of Triton {_GLUON}; here is {version}"]
     return []

@@ -9,7 +9,7 @@ from torch import Tensor
 from autogemm.device import Device
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, Run, into_new, tile_of
-from autogemm.strategies.emulated_space import STREAMED_REGISTERS, TILES, streamed_tile
+from autogemm.strategies.emulated_space import SPLIT_FORMS, STREAMED_REGISTERS, TILES, streamed_tile
 
 # What truncation in the tensor cores takes from a sum on the way, in units of 2^-24 of it for
 # every step of k, on average over random signs; by compute capability, one accumulator for
@@ -27,14 +27,15 @@ def bind(problem: Problem, device: Device, params: Params, guard: bool) -> Run:
         return _bind_batch(device, params, guard)
     if params["form"] == "streamed":
         return _bind_streamed(device, params, guard, transposed=problem.n > problem.m)
-    bind_form = _bind_split if params["form"] == "split" else _bind_in_one_launch
+    bind_form = _bind_split if params["form"] in SPLIT_FORMS else _bind_in_one_launch
     return bind_form(device, params, guard)
 
 
 def _bind_split(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.split import split_both
-    from autogemm.kernels.split_product import Tiling, split_product
+    from autogemm.kernels.split_product import Tiling
 
+    product = _product_of_terms(str(params["form"]))
     terms = 1 if params["method"] == "fp16" else 2
     chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
     tiling = Tiling(
@@ -46,7 +47,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
         alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
     ) -> None:
         split = split_both(A, B, terms=terms, chunk=chunk)
-        split_product(
+        product(
             alpha, A, B, beta, C, out, split, terms=terms, chunk=chunk, slices=slices,
             tiling=tiling, gain=gain, guard=guard,
         )  # fmt: skip
@@ -151,6 +152,16 @@ def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
     return into_new(write, batched=True)
 
 
+def _product_of_terms(form: str) -> Callable[..., None]:
+    if form == "continuous":
+        from autogemm.kernels.continuous_product import continuous_product
+
+        return continuous_product
+    from autogemm.kernels.split_product import split_product
+
+    return split_product
+
+
 def _product_in_one_launch(form: str) -> Callable[..., None]:
     if form == "overlapped":
         from autogemm.kernels.overlapped_product import overlapped_product
@@ -164,10 +175,10 @@ def _product_in_one_launch(form: str) -> Callable[..., None]:
 def share_an_accumulator(params: Params) -> bool:
     """Whether cross products are added to sums of hi·hi.
 
-    Not in form ``split``; nor in form ``fused`` where a chunk is one block of k, in which they
-    come first.
+    Not where both operands are split beforehand; nor in form ``fused`` where a chunk is one block
+    of k, in which they come first.
     """
-    if params["method"] == "fp16" or params["form"] == "split":
+    if params["method"] == "fp16" or params["form"] in SPLIT_FORMS:
         return False
     return params["form"] != "fused" or int(params["chunk"]) > int(params["bk"])
 

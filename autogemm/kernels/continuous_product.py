@@ -1,0 +1,358 @@
+"""``split_product`` whose pipeline runs on where a chunk ends, for Hopper's warpgroups (Gluon).
+
+Triton's loop over a chunk fills its pipeline anew for every chunk. Here the tensor memory
+accelerator brings blocks of k without a pause: while a chunk's sums are scaled and added to the
+total, those of the next are on their way, as are its scales. What is computed, and the check, are
+``split_product``'s.
+"""
+
+from __future__ import annotations
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    mma_v2,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+from autogemm.kernels.epilogue import rows_of
+from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.raster import is_gram, tile_count
+from autogemm.kernels.reduce import finish, target_of
+from autogemm.kernels.split import Split
+from autogemm.kernels.split_product import CERTIFIED, Tiling
+from autogemm.kernels.warpgroups import (
+    any_of,
+    by_tma,
+    described_terms,
+    ieee_layout,
+    ieee_tile,
+    origin,
+    store_as_both,
+    weighing,
+)
+
+_TOTAL_SCALE = gl.constexpr(2.0**14)
+_UNDERFLOW = gl.constexpr(2.0**-96)
+_OVERFLOWS = gl.constexpr(2.0**64)
+_FLAG_CHUNKS = gl.constexpr(8)
+
+
+@gluon.jit
+def _fetch(
+    a, b, a_s, b_s, bars, i0, j0, at, number, wanted, BYTES: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
+    """Start to bring the block at ``at`` of k to where block ``number`` of all goes."""
+    stage = number % STAGES
+    bar = bars.index(stage)
+    mbarrier.expect(bar, BYTES, pred=wanted)
+    tma.async_copy_global_to_shared(a, [0, i0, at], bar, a_s.index(stage), pred=wanted)
+    tma.async_copy_global_to_shared(b, [0, j0, at], bar, b_s.index(stage), pred=wanted)
+
+
+@gluon.jit
+def _arrive(bars, number, STAGES: gl.constexpr):
+    """Wait until block ``number`` of all is there."""
+    mbarrier.wait(bars.index(number % STAGES), (number // STAGES) & 1)
+
+
+@gluon.jit
+def _terms(
+    x_s, number, TERMS: gl.constexpr, ROWS: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
+    """The terms of an operand's block as matrices, which its copy was one array of."""
+    block = x_s.index(number % STAGES)
+    return block._reinterpret(gl.float16, [TERMS, ROWS, BK], by_tma(BK, 16))
+
+
+@gluon.jit
+def _add_products(a, b, high, cross, use_acc, TERMS: gl.constexpr):
+    """Start adding a block's products, and wait for those of the block before it."""
+    a_hi = a.index(0)
+    b_hi = b.index(0).permute((1, 0))
+    high = warpgroup_mma(a_hi, b_hi, high, use_acc=use_acc, is_async=True)
+    if TERMS == 2:
+        b_lo = b.index(1).permute((1, 0))
+        cross = warpgroup_mma(a_hi, b_lo, cross, use_acc=use_acc, is_async=True)
+        cross = warpgroup_mma(a.index(1), b_hi, cross, is_async=True)
+        high, cross = warpgroup_mma_wait(3, deps=[high, cross])
+        cross = warpgroup_mma_init(cross)
+    else:
+        high = warpgroup_mma_wait(1, deps=[high])
+    return warpgroup_mma_init(high), cross
+
+
+@gluon.jit
+def _sum_of_chunk(high, cross, TERMS: gl.constexpr):
+    """hi·hi + 2⁻¹¹(hi·lo + lo·hi), once all products are there."""
+    if TERMS == 2:
+        high, cross = warpgroup_mma_wait(0, deps=[high, cross])
+        total = high + cross * 0.00048828125
+    else:
+        total = warpgroup_mma_wait(0, deps=[high])
+    return total
+
+
+@gluon.jit
+def _stretches(scales, rows, first_row, chunks, BLOCK: gl.constexpr, W: gl.constexpr):
+    """The largest scale of each row over all chunks, and whether any of them is flagged."""
+    L: gl.constexpr = gl.BlockedLayout([_FLAG_CHUNKS, 1], [1, 32], [1, W], [1, 0])
+    r = first_row + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, L))
+    most = gl.zeros([BLOCK], gl.float32, gl.SliceLayout(0, L))
+    least = gl.zeros([BLOCK], gl.float32, gl.SliceLayout(0, L))
+    for first in range(first_row * 0, chunks, _FLAG_CHUNKS):
+        chunk = first + gl.arange(0, _FLAG_CHUNKS, layout=gl.SliceLayout(1, L))
+        scale = gl.load(
+            scales + chunk.to(gl.int64)[:, None] * rows + r[None, :],
+            mask=(chunk < chunks)[:, None] & (r < rows)[None, :],
+            other=0.0,
+        )
+        most = gl.maximum(most, gl.max(gl.abs(scale), 0))
+        least = gl.minimum(least, gl.min(scale, 0))
+    return most, least
+
+
+@gluon.jit
+def _needed(a_most, a_least, b_most, b_least, certified, L: gl.constexpr):
+    """How large a total must be to certify an element: 0 where no stretch of it is flagged."""
+    a_most = gl.convert_layout(a_most, gl.SliceLayout(1, L))[:, None]
+    a_least = gl.convert_layout(a_least, gl.SliceLayout(1, L))[:, None]
+    b_most = gl.convert_layout(b_most, gl.SliceLayout(0, L))[None, :]
+    b_least = gl.convert_layout(b_least, gl.SliceLayout(0, L))[None, :]
+    need = (a_most * (certified * _TOTAL_SCALE)) * b_most
+    # The floor holds where the product underflows too. A row or column of zeros needs nothing.
+    need = gl.where((a_most > 0) & (b_most > 0), gl.maximum(need, _UNDERFLOW), 0.0)
+    need = gl.where((a_least < 0) | (b_least < 0), need, 0.0)
+    return need, (a_least < 0) & (b_least < 0)
+
+
+@gluon.jit
+def _scale_of_each(scales, each, reach):
+    """A chunk's scales, an element a thread; a sign is a flag."""
+    return gl.load(scales + each, mask=each < reach, other=0.0)
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
+        "slice_blocks", "chunk_blocks", "group", "alpha", "beta", "gain", "certified",
+    ]
+)  # fmt: skip
+def _continuous_kernel(
+    a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col,
+    out_row, out_col, slice_blocks, chunk_blocks, group, alpha, beta, gain, certified,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, TERMS: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
+    EACH: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    BYTES: gl.constexpr = 2 * BK * TERMS * (BM + BN)
+    if GRAM:
+        down = (m + BM - 1) // BM
+        tiles = down * (down + 1) // 2
+    else:
+        tiles = ((m + BM - 1) // BM) * ((n + BN - 1) // BN)
+    i0, j0 = origin(gl.program_id(0) % tiles, m, n, group, BM, BN, GRAM)
+    slice_ = gl.program_id(0) // tiles
+    first = slice_ * slice_blocks  # where a chunk starts
+    all_blocks = (k + BK - 1) // BK
+    blocks = gl.minimum(slice_blocks, all_blocks - first)
+    chunks = (blocks + chunk_blocks - 1) // chunk_blocks
+    b_scales = a_scales + ((all_blocks + chunk_blocks - 1) // chunk_blocks).to(gl.int64) * m
+    a_scales += (first // chunk_blocks).to(gl.int64) * m
+    b_scales += (first // chunk_blocks).to(gl.int64) * n
+
+    a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], by_tma(BK, 16, 3))
+    b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], by_tma(BK, 16, 3))
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(STAGES):
+        mbarrier.init(bars.index(s), count=1)
+    fence_async_shared()
+    gl.thread_barrier()
+    for s in gl.static_range(STAGES - 1):
+        _fetch(
+            a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + s) * BK, s, s < blocks, BYTES,
+            STAGES,
+        )  # fmt: skip
+    zero = first * 0
+    i = gl.arange(0, BM, layout=EACH)
+    j = gl.arange(0, BN, layout=EACH)
+    a_scale = a_scales + i0
+    b_scale = b_scales + j0
+    a_least = gl.zeros([BM], gl.float32, EACH)
+    b_least = gl.zeros([BN], gl.float32, EACH)
+    total = gl.zeros([BM, BN], gl.float32, MMA)
+    for start in range(zero, blocks, chunk_blocks):
+        stop = gl.minimum(start + chunk_blocks, blocks)
+        fa = _scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
+        fb = _scale_of_each(b_scale, j, n - j0)
+        high = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+        cross = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+        for block in range(start, stop):
+            _arrive(bars, block, STAGES)
+            x = _terms(a_s, block, TERMS, BM, BK, STAGES)
+            y = _terms(b_s, block, TERMS, BN, BK, STAGES)
+            high, cross = _add_products(x, y, high, cross, block > start, TERMS)
+            gl.thread_barrier()
+            ahead = block + STAGES - 1  # goes where the block before this one lay
+            _fetch(
+                a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + ahead) * BK, ahead,
+                ahead < blocks, BYTES, STAGES,
+            )  # fmt: skip
+        part = _sum_of_chunk(high, cross, TERMS)
+        if GUARD:
+            a_least = gl.minimum(a_least, fa)
+            b_least = gl.minimum(b_least, fb)
+        fa = gl.abs(fa) * (1.0 + gain * (stop - start))
+        fa = gl.convert_layout(fa, gl.SliceLayout(1, MMA))[:, None]
+        fb = gl.convert_layout(gl.abs(fb), gl.SliceLayout(0, MMA))[None, :]
+        total += (part * fa) * fb
+        a_scale += m
+        b_scale += n
+    total *= _TOTAL_SCALE
+    flagged = zero
+    doubtful = zero
+    wrong = zero
+    if GUARD:
+        flagged = gl.max((a_least < 0).to(gl.int32), 0) + gl.max((b_least < 0).to(gl.int32), 0)
+        if flagged > 0:
+            a_most, a_odd = _stretches(a_scales, m, i0, chunks, BM, W)
+            b_most, b_odd = _stretches(b_scales, n, j0, chunks, BN, W)
+            need, both = _needed(a_most, a_odd, b_most, b_odd, certified, MMA)
+            size = gl.abs(total)
+            beyond = (size == float("inf")) & (need > _OVERFLOWS)  # by what was lost, maybe
+            doubtful = any_of((size < need) | beyond)
+            # NaN: two infinities met, for which lo·lo would have been needed, or sums that what
+            # was lost made infinite, or it is one.
+            wrong = any_of((total != total) & (both | (need > _OVERFLOWS)))
+    if ROWS == 2:
+        if OUT_T:
+            m = m // 4 * 4
+        else:
+            n = n // 4 * 4
+    out += slice_.to(gl.int64) * m * n  # one matrix a slice
+    if not SHARED:
+        store_as_both(
+            total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+            ROWS, OUT_T, GRAM, BM, BN,
+        )  # fmt: skip
+    if GUARD:
+        if (doubtful > 0) & (wrong == 0):
+            L: gl.constexpr = weighing(W)
+            a_most, a_odd = _stretches(a_scales, m, i0, chunks, BM, W)
+            b_most, b_odd = _stretches(b_scales, n, j0, chunks, BN, W)
+            need, _ = _needed(a_most, a_odd, b_most, b_odd, certified, L)
+            a_unit = gl.convert_layout(gl.where(a_most > 0, a_most, 1.0), EACH)
+            b_unit = gl.convert_layout(gl.where(b_most > 0, b_most, 1.0), EACH)
+            weight = gl.zeros([BM, BN], gl.float32, L)
+            heaviest = gl.zeros([BM, BN], gl.float32, L)
+            for block in range(zero, blocks):
+                gl.thread_barrier()
+                number = blocks + block
+                _fetch(
+                    a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + block) * BK, number, True,
+                    BYTES, STAGES,
+                )  # fmt: skip
+                chunk = (block // chunk_blocks).to(gl.int64)
+                fa = gl.abs(_scale_of_each(a_scales + (chunk * m + i0), i, m - i0)) / a_unit
+                fb = gl.abs(_scale_of_each(b_scales + (chunk * n + j0), j, n - j0)) / b_unit
+                _arrive(bars, number, STAGES)
+                x = _terms(a_s, number, TERMS, BM, BK, STAGES).index(0)
+                x = x.load(gl.DotOperandLayout(0, L, 2))
+                y = _terms(b_s, number, TERMS, BN, BK, STAGES).index(0).permute((1, 0))
+                y = y.load(gl.DotOperandLayout(1, L, 2))
+                part = mma_v2(gl.abs(x), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
+                # In units of the largest scales: nothing overflows, and underflow only takes away.
+                fa = gl.convert_layout(fa, gl.SliceLayout(1, L))[:, None]
+                fb = gl.convert_layout(fb, gl.SliceLayout(0, L))[None, :]
+                weight += (part * fa) * fb
+                heaviest = gl.maximum(heaviest, part)
+            # What underflows to 2^-24 weighs too much, by 2^-9 a product at most. Where scales are
+            # so small, the sums themselves may have underflowed, whatever they weigh.
+            light = (weight < certified + blocks * (BK * 0.00390625)) | (need <= _UNDERFLOW)
+            # A sum of nothing but zeros is exact: hi is 0 for zeros alone.
+            wrong = any_of(light & (heaviest > 0) & (need > 0))
+        if wrong > 0:
+            gl.thread_barrier()  # whichever thread stored an element is to have done so
+            again = ieee_tile(
+                a, b, i0, j0, m, n, first * BK, gl.minimum((first + blocks) * BK, k),
+                chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM, BN, W,
+            )  # fmt: skip
+            store_as_both(
+                again, ieee_layout(W), c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha,
+                beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN,
+            )  # fmt: skip
+    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
+        if wrong == 0:
+            store_as_both(
+                total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+                HAS_C, ROWS, OUT_T, GRAM, BM, BN,
+            )  # fmt: skip
+
+
+def continuous_product(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    split: Split,
+    *,
+    terms: int,
+    chunk: int,
+    slices: int,
+    tiling: Tiling,
+    gain: float,
+    guard: bool = True,
+) -> None:
+    """As ``split_product``."""
+    (m, k), n = A.shape, B.shape[1]
+    slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
+    slices = ceil_div(k, slice_k)
+    out_t = out.stride(0) == 1 and out.stride(1) != 1
+    lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
+    target, source = target_of(slices, added, lying)
+    read = target if source is None else source
+    places = (*read.stride(), *target.stride())
+    if out_t:
+        places = (places[1], places[0], places[3], places[2])
+    b_k, b_row = B.stride()
+    gram = is_gram(A, B) and tiling.bm == tiling.bn
+    launch(
+        _continuous_kernel,
+        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
+        (A, B, split.scales, read, target),
+        (
+            m, n, k, *A.stride(), b_row, b_k, *places, slice_k // tiling.bk, chunk // tiling.bk,
+            tiling.group,
+        ),
+        (*((alpha, beta) if slices == 1 else (1.0, 0.0)), gain, CERTIFIED[terms]),
+        {
+            "HAS_C": source is not None,
+            "ROWS": min(rows_of(read), rows_of(target)),
+            "OUT_T": out_t,
+            "TERMS": terms,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "BK": tiling.bk,
+            "STAGES": tiling.stages,
+            "GUARD": guard,
+            "GRAM": gram,
+            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+            "W": tiling.warps,
+        },
+        num_warps=tiling.warps,
+        descriptors=(
+            described_terms(split.terms, terms, m, k, (tiling.bm, tiling.bk)),
+            described_terms(split.terms[terms * m :], terms, n, k, (tiling.bn, tiling.bk)),
+        ),
+    )  # fmt: skip
+    finish(alpha, target, slices, beta, added, lying)
