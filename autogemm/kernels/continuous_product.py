@@ -31,10 +31,9 @@ from autogemm.kernels.warpgroups import (
     any_of,
     by_tma,
     described_terms,
-    ieee_layout,
     ieee_tile,
     origin,
-    store_as_both,
+    store,
     weighing,
 )
 
@@ -169,8 +168,9 @@ def _continuous_kernel(
     a_scales += (first // chunk_blocks).to(gl.int64) * m
     b_scales += (first // chunk_blocks).to(gl.int64) * n
 
-    a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], by_tma(BK, 16, 3))
-    b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], by_tma(BK, 16, 3))
+    LS: gl.constexpr = by_tma(BK, 16, 3)
+    a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], LS)
+    b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], LS)
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for s in gl.static_range(STAGES):
         mbarrier.init(bars.index(s), count=1)
@@ -239,13 +239,16 @@ def _continuous_kernel(
             n = n // 4 * 4
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
-        store_as_both(
-            total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-            ROWS, OUT_T, GRAM, BM, BN,
+        store(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
             L: gl.constexpr = weighing(W)
+            # Others, so that the result may pass through where those were.
+            a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], LS)
+            b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], LS)
             a_most, a_odd = _stretches(a_scales, m, i0, chunks, BM, W)
             b_most, b_odd = _stretches(b_scales, n, j0, chunks, BN, W)
             need, _ = _needed(a_most, a_odd, b_most, b_odd, certified, L)
@@ -281,19 +284,20 @@ def _continuous_kernel(
             wrong = any_of(light & (heaviest > 0) & (need > 0))
         if wrong > 0:
             gl.thread_barrier()  # whichever thread stored an element is to have done so
+            i0 += wrong - 1  # 0, unknown to the compiler: else it keeps the addresses of a store above
             again = ieee_tile(
                 a, b, i0, j0, m, n, first * BK, gl.minimum((first + blocks) * BK, k),
                 chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM, BN, W,
             )  # fmt: skip
-            store_as_both(
-                again, ieee_layout(W), c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha,
-                beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN,
+            store(
+                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
             )  # fmt: skip
     if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
         if wrong == 0:
-            store_as_both(
-                total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-                HAS_C, ROWS, OUT_T, GRAM, BM, BN,
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
             )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from autogemm.kernels.warpgroups import (
     largest,
     origin,
     scale_of,
-    store_both,
+    store,
 )
 
 _CERTIFIED = gl.constexpr(2.0**19)
@@ -247,9 +247,9 @@ def _overlapped_kernel(
         n = n // 4 * 4
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
-        store_both(
+        store(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-            GRAM, BM, BN, W,
+            False, GRAM, BM, BN, W,
         )  # fmt: skip
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
@@ -268,6 +268,7 @@ def _overlapped_kernel(
             wrong = any_of(inside & (weight < enough) & (weight != 0))
         if wrong > 0:
             gl.thread_barrier()  # whichever thread stored an element is to have done so
+            i0 += wrong - 1  # 0, unknown to the compiler: else it keeps the addresses of a store above
             again = ieee_tile(
                 a, b, i0, j0, m, n, first, first + length, chunk_blocks * BK // 2, a_row, a_k,
                 b_row, b_k, BM, BN, W,
@@ -275,14 +276,14 @@ def _overlapped_kernel(
             if SHARED:
                 total = gl.convert_layout(again, MMA)
             else:
-                store_both(
+                store(
                     again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-                    HAS_C, ROWS, GRAM, BM, BN, W,
+                    HAS_C, ROWS, False, GRAM, BM, BN, W,
                 )  # fmt: skip
     if SHARED:
-        store_both(
+        store(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-            GRAM, BM, BN, W,
+            False, GRAM, BM, BN, W,
         )  # fmt: skip
 
 

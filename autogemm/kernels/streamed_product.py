@@ -32,13 +32,12 @@ from autogemm.kernels.warpgroups import (
     any_of,
     by_tma,
     described_rows,
-    ieee_layout,
     ieee_tile,
     inverse,
     largest,
     origin,
     scale_of,
-    store_as,
+    store,
     weighing,
 )
 
@@ -177,13 +176,13 @@ def _streamed_kernel(
     pairs = (length + PAIR - 1) // PAIR  # of blocks; behind k lie zeros
     scales += (first // (chunk_blocks * BK)).to(gl.int64) * n + j0
 
-    if A_T:
-        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, PAIR, BM], by_tma(BM, 32))
-    else:
-        a_s = gl.allocate_shared_memory(gl.float32, [STAGES, BM, PAIR], by_tma(PAIR, 32))
-    b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], by_tma(PAIR, 16))
+    A_SHAPE: gl.constexpr = [STAGES, PAIR, BM] if A_T else [STAGES, BM, PAIR]
+    SA: gl.constexpr = by_tma(BM if A_T else PAIR, 32)
+    SB: gl.constexpr = by_tma(PAIR, 16)
+    a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+    b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
     if TERMS == 2:
-        b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], by_tma(PAIR, 16))
+        b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
     else:
         b_lo = b_hi
     bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -302,12 +301,19 @@ def _streamed_kernel(
             n = n // 4 * 4
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
-        store_as(
-            total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-            ROWS, OUT_T, BM, BN,
+        store(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            OUT_T, False, BM, BN, W,
         )  # fmt: skip
     if GUARD:
         if (doubtful > 0) & (wrong == 0):
+            # Others, so that the result may pass through where those were.
+            a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+            b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
+            if TERMS == 2:
+                b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
+            else:
+                b_lo = b_hi
             L: gl.constexpr = weighing(W)
             cols = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
             weight = gl.zeros([BM, BN], gl.float32, L)
@@ -334,19 +340,20 @@ def _streamed_kernel(
             wrong = any_of(light)
         if wrong > 0:
             gl.thread_barrier()  # whichever thread stored an element is to have done so
+            i0 += wrong - 1  # 0, unknown to the compiler: else it keeps the addresses of a store above
             again = ieee_tile(
                 a, b, i0, j0, m, n, first, first + length, chunk_blocks * BK // 2, a_row, a_k,
                 b_row, b_k, BM, BN, W,
             )  # fmt: skip
-            store_as(
-                again, ieee_layout(W), c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha,
-                beta, HAS_C, ROWS, OUT_T, BM, BN,
+            store(
+                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, False, BM, BN, W,
             )  # fmt: skip
     if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
         if wrong == 0:
-            store_as(
-                total, MMA, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-                HAS_C, ROWS, OUT_T, BM, BN,
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, False, BM, BN, W,
             )  # fmt: skip
 
 

@@ -54,6 +54,16 @@ def weighing(warps):
     return gl.NVMMADistributedLayout([2, 0], [warps // 2, 2], [16, 8])
 
 
+@gluon.constexpr_function
+def in_memory(rows_are, out_t, rows, cols, warps):
+    """How a warp writes a tile: whole lines, of fours where they may be written as such."""
+    if rows_are == 2:
+        return in_registers(0 if out_t else 1, rows, cols, warps)
+    if out_t:
+        return gl.BlockedLayout([1, 1], [32, 1], [1, warps], [0, 1])
+    return gl.BlockedLayout([1, 1], [1, 32], [warps, 1], [1, 0])
+
+
 @gluon.jit
 def any_of(condition):
     """1 where it holds for any element, else 0."""
@@ -90,23 +100,33 @@ def absolute(x, down):
 @gluon.jit
 def store(
     total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: gl.constexpr, ROWS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, GRAM: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """Write α·total + β·C. ROWS is what ``rows_of`` says of both C and the result."""
-    L: gl.constexpr = in_registers(1, BM, BN, W)
-    store_as(
-        gl.convert_layout(total, L), L, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha,
-        beta, HAS_C, ROWS, False, BM, BN,
+    """Write α·total + β·C; of a Gram matrix also the tile's mirror image.
+
+    ROWS is what ``rows_of`` says of both C and the result; OUT_T: columns are what is contiguous.
+    """
+    _store(
+        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+        OUT_T, BM, BN, W,
     )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if i0 != j0:  # columns' strides for rows' and the other way round
+            _store(
+                total, c, out, i0, j0, m, n, c_col, c_row, out_col, out_row, alpha, beta, HAS_C,
+                ROWS, not OUT_T, BM, BN, W,
+            )  # fmt: skip
 
 
 @gluon.jit
-def store_as(
-    total, L: gl.constexpr, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
+def _store(
+    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
     HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr,
+    BN: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """``store`` of a total in the layout L as it is; OUT_T: columns are what is contiguous."""
+    L: gl.constexpr = in_memory(ROWS, OUT_T, BM, BN, W)
+    total = alpha * gl.convert_layout(total, L)
     r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))[:, None]
     q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))[None, :]
     if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
@@ -119,7 +139,6 @@ def store_as(
             c_row = c_row // 4 * 4
             out_row = out_row // 4 * 4
     inside = (r < m - i0) & (q < n - j0)
-    total *= alpha
     if ROWS > 0:
         if OUT_T:
             if HAS_C:
@@ -139,44 +158,6 @@ def store_as(
         if HAS_C:
             total += beta * gl.load(c + (r64 * c_row + q64 * c_col), mask=inside, other=0.0)
         gl.store(out + (r64 * out_row + q64 * out_col), total, mask=inside)
-
-
-@gluon.jit
-def store_as_both(
-    total, L: gl.constexpr, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, GRAM: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr,
-):  # fmt: skip
-    """``store_as``; of a Gram matrix also the tile's mirror image."""
-    store_as(
-        total, L, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-        OUT_T, BM, BN,
-    )  # fmt: skip
-    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
-        if i0 != j0:  # rows' strides for columns' and the other way round
-            store_as(
-                total, L, c, out, i0, j0, m, n, c_col, c_row, out_col, out_row, alpha, beta, HAS_C,
-                ROWS, not OUT_T, BM, BN,
-            )  # fmt: skip
-
-
-@gluon.jit
-def store_both(
-    total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-    HAS_C: gl.constexpr, ROWS: gl.constexpr, GRAM: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """``store``; of a Gram matrix also the tile's mirror image."""
-    store(
-        total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, BM,
-        BN, W,
-    )  # fmt: skip
-    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
-        if i0 != j0:
-            store(
-                gl.permute(total, (1, 0)), c, out, j0, i0, n, m, c_row, c_col, out_row, out_col,
-                alpha, beta, HAS_C, ROWS, BN, BM, W,
-            )  # fmt: skip
 
 
 @gluon.constexpr_function
