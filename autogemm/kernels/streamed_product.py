@@ -340,7 +340,7 @@ def _streamed_kernel(
             wrong = any_of(light)
         if wrong > 0:
             gl.thread_barrier()  # whichever thread stored an element is to have done so
-            i0 += wrong - 1  # 0, unknown to the compiler: else it keeps the addresses of a store above
+            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
             again = ieee_tile(
                 a, b, i0, j0, m, n, first, first + length, chunk_blocks * BK // 2, a_row, a_k,
                 b_row, b_k, BM, BN, W,
