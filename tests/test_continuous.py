@@ -159,7 +159,7 @@ def test_every_tile_of_a_ragged_result_is_computed(
         assert serve(continuous(tile, group=group), 1.0, A, B, 0.0, None, "new", truth)
 
 
-@pytest.mark.parametrize("k", [1, 2, 31, 32, 33, 64, 65, 95, 127, 128, 129, 193])
+@pytest.mark.parametrize("k", [1, 31, 32, 33, 64, 65, 127, 129, 193])
 def test_sums_of_every_length_keep_the_bound(k: int) -> None:
     """Around the ends of blocks, chunks and slices; the correction shows how k was cut."""
     case = Case(normal(k, 20).t(), normal(k, 24), terms=1 + k % 2)
@@ -303,9 +303,9 @@ def test_a_tile_is_certified_or_computed_again(
         case.run((64, 64, 64, 4, 2), 1, -0.5, 0.5, "col", "C")
         assert repairs is None or repairs.both == (2 * expected[0], 2)
         expected = (2 * expected[0], 2)
-    result = case.run(guard=False, judged=not needed)
-    assert repairs is None or repairs.both == expected
     if needed:
+        result = case.run(guard=False, judged=False)
+        assert repairs is None or repairs.both == expected
         with pytest.raises(AssertionError, match="element"):
             case.judge(result, SMALL, 1, 1.0, 0.0, None)
 
@@ -341,6 +341,18 @@ def test_a_flag_in_the_last_chunk_of_the_last_slice_is_seen(repairs: Repairs | N
     case = Case(*late_in_a_slice())
     case.run(SMALL, 2)
     assert repairs is None or repairs.both == (1, 1)
+
+
+@pytest.mark.parametrize(("larger", "again"), [(1025.0, 1), (1028.0, 0)])
+def test_a_weight_must_exceed_what_underflow_may_have_added(
+    larger: float, again: int, repairs: Repairs | None
+) -> None:
+    """Two products weigh 256.25 or 257, in units of the scales: 256.5 is enough for 128 of k."""
+    A, B = torch.zeros(4, 104), torch.zeros(104, 4)
+    A[0, :4] = torch.tensor([1.0, TINY, 2.0**-17, -(2.0**-17)])
+    B[2:5, 0] = torch.tensor([larger * 2.0**-14, larger * 2.0**-14, 1.0])
+    Case(A, B).run(compared=True)
+    assert repairs is None or repairs.both == (1, again)
 
 
 @pytest.mark.parametrize("tile", [SMALL, TILES[-1]], ids=str)
@@ -409,7 +421,7 @@ def test_rows_of_negative_zeros_give_zeros() -> None:
 def test_the_bound_holds_on_hostile_operands(name: str) -> None:
     """In place, in slices, of one term or two, by turns."""
     A, B, C = (
-        x.to(PLACE) for x in HOSTILE[name](20, 28, 100, torch.float32, seeded("continuous", name))
+        x.to(PLACE) for x in HOSTILE[name](20, 28, 72, torch.float32, seeded("continuous", name))
     )
     turn = names_for(torch.float32).index(name)
     truth = Truth(1.5, A.cpu(), B.cpu(), 0.5, C.cpu())

@@ -141,7 +141,7 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
     ("params", "chunk", "shortest", "words"),
     [
         (PARAMS, 128, 27, "k ≥ 27 in form `split`"),
-        (CONTINUOUS, 128, 27, "`split` and `continuous` alike"),
+        (CONTINUOUS, 128, 27, "k ≥ 27 in form `split` (and in `continuous`)"),
         (FUSED, 64, 151, "k ≥ 151 in form `fused`"),
         (STREAMED, 64, 151, "`overlapped` and `streamed` alike"),
         ({**FUSED, "bk": 64}, 64, 38, "k ≥ 38 with blocks of 64"),
