@@ -3,7 +3,8 @@
 Layouts mean nothing to it, shared memory is a list of tiles, and a warpgroup's product reads its
 operands as late as the waits in the kernel allow: a buffer that is written too early shows. What
 the tensor memory accelerator brings is there when its barrier has been waited for and no earlier;
-a tile that is read before, or overwritten while it is read, is an error.
+a tile that is read before, or overwritten while it is read, is an error. So is an element of a
+result that is stored twice while nobody knows which thread comes first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
@@ -62,6 +64,24 @@ class Clock:
     """How often all threads have met: between two meetings their order is anybody's guess."""
 
     meetings = 0
+    fences = 0
+    """How often what was written to shared memory was shown to the accelerator."""
+
+
+class Program:
+    """What the program that runs has begun."""
+
+    barriers: tuple[Barrier, ...] = ()
+    stored: tuple[Any, ...] = ()
+    """Addresses, since all threads met."""
+
+    @staticmethod
+    def begin(number: int) -> None:
+        """The one before it must have ended all that it began; number 0 may follow an error."""
+        if number > 0:
+            left = any(bar.expected is not None for bar in Program.barriers)
+            assert not left, "a program ended before its copies"
+        Program.barriers = Program.stored = ()
 
 
 class Tile:
@@ -147,6 +167,7 @@ class Barrier:
 
     def __init__(self) -> None:
         self.phase = -1  # that is under way; before it is made there is none
+        self.made = Clock.meetings, Clock.fences
         self.expected: int | None = None
         self.copies: list[tuple[Tile, Any]] = []
 
@@ -166,12 +187,15 @@ class mbarrier:
     @staticmethod
     def init(bar: Barrier, count: int) -> None:
         assert count == 1
-        bar.phase = 0
+        bar.phase, bar.made = 0, (Clock.meetings, Clock.fences)
+        Program.barriers += (bar,)
 
     @staticmethod
     def expect(bar: Barrier, size: Any, pred: Any = True) -> None:
         if bool(pred):
             assert bar.phase >= 0, "a barrier that was not made"
+            assert bar.made[0] < Clock.meetings, "other threads may not know that it was made"
+            assert bar.made[1] < Clock.fences, "the accelerator may not know that it was made"
             assert bar.expected is None, "nobody waited for what was expected before"
             bar.expected = int(size)
 
@@ -255,7 +279,7 @@ def mma_v2(a: Any, b: Any, acc: Any) -> Any:
 
 
 def fence_async_shared() -> None:
-    pass
+    Clock.fences += 1
 
 
 class _Language:
@@ -265,6 +289,21 @@ class _Language:
         if name.endswith("Layout"):
             return lambda *args, **kwargs: None
         return getattr(tl, name)
+
+    def program_id(self, axis: int) -> Any:
+        number = tl.program_id(axis)
+        Program.begin(int(number.handle.data.item()))
+        return number
+
+    def store(self, pointer: Any, value: Any, mask: Any = None) -> None:
+        """Each layout has other threads store an element."""
+        places = pointer.handle.data
+        if mask is not None:
+            places = places[np.broadcast_to(mask.handle.data, places.shape)]
+        again = any(np.isin(places, before).any() for before in Program.stored)
+        assert not again, "stored again while another thread may store it"
+        Program.stored += (places,)
+        tl.store(pointer, value, mask=mask)
 
     def arange(self, start: int, end: int, layout: Any = None) -> Any:
         return tl.arange(start, end)
@@ -290,6 +329,7 @@ class _Language:
 
     def thread_barrier(self) -> None:
         Clock.meetings += 1
+        Program.stored = ()
 
 
 def _jit(function: Any = None, **options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from autogemm.database import Entry
 from autogemm.device import Device
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem, contiguous_problem
-from autogemm.strategies import BY_NAME, Candidate, emulated_fp32
+from autogemm.strategies import BY_NAME, Candidate, emulated_space
 from autogemm.strategies.base import ParamValue
 
 ROOT = Path(__file__).parent.parent
@@ -35,10 +35,24 @@ PARAMS: dict[str, ParamValue] = {
     "slices": 1,
     "group": 8,
 }
+CONTINUOUS: dict[str, ParamValue] = {**PARAMS, "form": "continuous"}
 FUSED: dict[str, ParamValue] = {**PARAMS, "form": "fused", "bk": 32}
 STREAMED: dict[str, ParamValue] = {**PARAMS, "form": "streamed", "bk": 32}
 ONE_TERM = {"method": "fp16"}
+BLACKWELL = replace(GPU, capability=(10, 0))
 LENGTHS = (1, 16, 64, 128, 192, 256, 512, 1000, 4096, 2**14, 2**17, 2**20)
+
+
+@pytest.fixture(autouse=True)
+def triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets Triton's version, which is the one that forms in Gluon are for until then."""
+
+    def install(version: str) -> None:
+        versions = {"torch": "2.13.0", "triton": version}
+        monkeypatch.setattr(emulated_space, "software_versions", lambda device_type: versions)
+
+    install("3.6.0")
+    return install
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -56,12 +70,13 @@ def bound(k: int, params: dict[str, ParamValue] = PARAMS, **changed: ParamValue)
 
 
 def offered(k: int) -> list[dict[str, ParamValue]]:
-    """The space for problems large and small, in all orders."""
+    """The space for problems large and small, in all orders, and GPUs with and without Gluon."""
     sizes = ((4096, 4096), (100, 300), (16, 4096), (4096, 16), (64, 64))
     found = {
         Candidate.of("emulated_fp32", **params): params
+        for device in (GPU, BLACKWELL)
         for m, n in sizes
-        for params in STRATEGY.space(problem(m, n, k), GPU)
+        for params in STRATEGY.space(problem(m, n, k), device)
     }
     return list(found.values())
 
@@ -108,8 +123,10 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
 
     for form, method, level in (
         ("split", "fp16x3", "highest"),
+        ("continuous", "fp16x3", "highest"),
         ("fused", "fp16x3", "highest"),
         ("split", "fp16", "high"),
+        ("continuous", "fp16", "high"),
         ("fused", "fp16", "high"),
         ("streamed", "fp16x3", "highest"),
         ("streamed", "fp16", "high"),
@@ -124,12 +141,13 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
     ("params", "chunk", "shortest", "words"),
     [
         (PARAMS, 128, 27, "k ≥ 27 in form `split`"),
+        (CONTINUOUS, 128, 27, "k ≥ 27 in form `split` (and in `continuous`)"),
         (FUSED, 64, 151, "k ≥ 151 in form `fused`"),
         (STREAMED, 64, 151, "`overlapped` and `streamed` alike"),
         ({**FUSED, "bk": 64}, 64, 38, "k ≥ 38 with blocks of 64"),
         (FUSED, 32, 32, "k ≥ 32 with blocks of 32"),
     ],
-    ids=["split", "fused", "streamed", "blocks of 64", "blocks of 32"],
+    ids=["split", "continuous", "fused", "streamed", "blocks of 64", "blocks of 32"],
 )
 def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
     params: dict[str, ParamValue], chunk: int, shortest: int, words: str
@@ -147,7 +165,7 @@ def test_the_shortest_sums_of_the_highest_level_are_those_that_the_page_names(
 def test_one_term_never_serves_the_highest_level_however_long_the_sum() -> None:
     """A long sum has room for 2^14 units, but operands are never rounded to a shorter type."""
     for k in (4096, 2**17, 2**22):
-        for params in (PARAMS, FUSED, STREAMED):
+        for params in (PARAMS, CONTINUOUS, FUSED, STREAMED):
             declared = bound(k, params, **ONE_TERM)
             assert not Tolerance("highest").admits(declared, torch.float32, k)
             assert Tolerance("high").admits(declared, torch.float32, k)
@@ -185,11 +203,12 @@ def modelled(k: int, params: dict[str, ParamValue]) -> float:
     a chunk is one block of k, cross products meet no sum of hi·hi, and weigh 2^-10 of it.
     """
     slices, bk = int(params["slices"]), int(params["bk"])
-    unit = int(params["chunk"]) if params["form"] in ("split", "streamed") else bk
+    split = params["form"] in ("split", "continuous")
+    unit = int(params["chunk"]) if split or params["form"] == "streamed" else bk
     slice_k = min(k, unit * math.ceil(math.ceil(k / slices) / unit))  # what the kernels make of it
     chunk = min(slice_k, int(params["chunk"]))
     one_block = params["form"] == "fused" and params["chunk"] == bk
-    apart = params["form"] == "split" or params["method"] == "fp16" or one_block
+    apart = split or params["method"] == "fp16" or one_block
     products = chunk if apart else 3 * chunk
     steps = math.ceil(chunk / 16) * (1 if apart else 3)
     if one_block and params["method"] == "fp16x3":
@@ -216,7 +235,7 @@ def uneven_slices() -> Iterator[dict[str, ParamValue]]:
     """They are longer than k over their number."""
     for slices, bk, chunk in itertools.product((2, 3, 5, 7, 60), (32, 64), (64, 512)):
         for method in ("fp16x3", "fp16"):
-            for params in (PARAMS, FUSED, STREAMED):
+            for params in (PARAMS, CONTINUOUS, FUSED, STREAMED):
                 yield {**params, "method": method, "slices": slices, "bk": bk, "chunk": chunk}
         yield {**FUSED, "slices": slices, "bk": bk, "chunk": bk}
 
@@ -247,12 +266,24 @@ def test_the_form_that_streams_is_held_to_what_its_one_term_loses() -> None:
     assert apart["streamed"] - apart["overlapped"] == k / 16
 
 
+def test_the_continuous_form_promises_and_takes_what_the_split_form_does() -> None:
+    for k, slices, chunk, bk in itertools.product(LENGTHS, (1, 2, 7), (64, 512), (32, 64)):
+        for method in ("fp16x3", "fp16"):
+            changed = {"slices": slices, "chunk": chunk, "bk": bk, "method": method}
+            for where in (problem(k=k), problem(512, 768, k), problem(512, 512, k)):
+                for ask in (STRATEGY.bound, STRATEGY.workspace_bytes):
+                    same = ask(where, {**PARAMS, **changed})
+                    assert ask(where, {**CONTINUOUS, **changed}) == same
+    assert STRATEGY.is_steady(CONTINUOUS)
+    assert STRATEGY.is_steady(PARAMS)
+    assert not STRATEGY.is_steady(FUSED)
+
+
 @pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
 def test_it_serves_aligned_float32_on_an_nvidia_gpu(params: dict[str, ParamValue]) -> None:
     for update in ("none", "add", "bias", "inplace"):
         assert STRATEGY.reasons_not(problem(update=update), GPU, params) == []
-    blackwell = replace(GPU, capability=(10, 0))
-    assert STRATEGY.reasons_not(problem(), blackwell, params) == []
+    assert STRATEGY.reasons_not(problem(), BLACKWELL, params) == []
 
 
 @pytest.mark.parametrize(
@@ -276,19 +307,21 @@ def test_it_says_why_it_cannot_serve(where: Problem, device: object, reason: str
 @pytest.mark.parametrize("size", [(1, 512), (512, 1), (1, 1)], ids=str)
 def test_a_vector_is_left_to_others(size: tuple[int, int]) -> None:
     """It is bound by memory, and the stride of its one row may be anything."""
-    for params in (PARAMS, FUSED):
+    for params in (PARAMS, CONTINUOUS, FUSED):
         (reason,) = STRATEGY.reasons_not(problem(*size), GPU, params)
         assert "vector" in reason
 
 
 @pytest.mark.parametrize("layout", ["row-unaligned", "col-unaligned", "strided"])
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> None:
+def test_only_forms_that_split_on_the_way_need_aligned_operands(side: str, layout: str) -> None:
     where = problem(**{side: layout})
     assert STRATEGY.reasons_not(where, GPU, PARAMS) == []
+    assert STRATEGY.reasons_not(where, GPU, CONTINUOUS) == []
     (reason,) = STRATEGY.reasons_not(where, GPU, FUSED)
     assert "16-byte aligned" in reason
-    assert {c.kwargs["form"] for c in STRATEGY.candidates(where, GPU)} == {"split"}
+    assert {c.kwargs["form"] for c in STRATEGY.candidates(where, GPU)} == {"continuous"}
+    assert {c.kwargs["form"] for c in STRATEGY.candidates(where, BLACKWELL)} == {"split"}
     for order in ("row", "col"):
         assert STRATEGY.reasons_not(problem(**{side: order}), GPU, FUSED) == []
     assert STRATEGY.reasons_not(problem(out="strided"), GPU, FUSED) == []
@@ -299,6 +332,11 @@ def test_only_the_fused_form_needs_aligned_operands(side: str, layout: str) -> N
     [
         ({**PARAMS, "bm": 32}, "at least 64 x 64"),
         ({**PARAMS, "bn": 16}, "at least 64 x 64"),
+        ({**CONTINUOUS, "bm": 32}, "form 'continuous' takes tiles of at least 64 x 64"),
+        ({**CONTINUOUS, "bn": 32}, "form 'continuous' takes tiles of at least 64 x 64"),
+        ({**CONTINUOUS, "bm": 64}, "8 warps compute 128 rows in form 'continuous', not 64"),
+        ({**CONTINUOUS, "stages": 1}, "form 'continuous' takes 2 stages or more"),
+        ({**CONTINUOUS, "chunk": 32, "bk": 32}, "chunks of 32 are for form 'fused'"),
         ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "form": "overlapped", "stages": 2}, "takes 3 stages or more"),
@@ -331,40 +369,37 @@ def test_narrow_tiles_are_for_the_fused_form() -> None:
         assert STRATEGY.reasons_not(problem(), GPU, {**FUSED, **changed}) == []
 
 
-@pytest.mark.parametrize("params", [PARAMS, FUSED], ids=["split", "fused"])
+def test_the_continuous_form_takes_whatever_tile_its_warps_have_rows_for() -> None:
+    for bm, bn, bk, warps, stages in itertools.product(
+        (64, 128, 256), (64, 128, 256), (32, 64), (4, 8), (2, 3, 4)
+    ):
+        tile = {"bm": bm, "bn": bn, "bk": bk, "warps": warps, "stages": stages}
+        legal = STRATEGY.reasons_not(problem(), GPU, {**CONTINUOUS, **tile}) == []
+        assert legal == (bm >= 16 * warps)
+
+
+@pytest.mark.parametrize(
+    "params", [PARAMS, CONTINUOUS, FUSED], ids=["split", "continuous", "fused"]
+)
 def test_every_form_takes_slices(params: dict[str, ParamValue]) -> None:
     assert STRATEGY.reasons_not(problem(), GPU, {**params, "slices": 4}) == []
 
 
-def test_the_overlapped_form_is_for_hopper_and_the_triton_that_it_was_written_in(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("form", ["continuous", "overlapped", "streamed"])
+def test_forms_in_gluon_are_for_hopper_and_the_triton_that_they_were_written_in(
+    form: str, triton: Callable[[str], None]
 ) -> None:
-    def reasons(device: Device, triton: str) -> list[str]:
-        versions = {"torch": "2.13.0", "triton": triton}
-        monkeypatch.setattr(emulated_fp32, "software_versions", lambda device_type: versions)
-        return STRATEGY.reasons_not(problem(), device, {**FUSED, "form": "overlapped"})
-
-    assert reasons(GPU, "3.6.0") == []
-    (reason,) = reasons(replace(GPU, capability=(10, 0)), "3.6.0")
-    assert "capability 9.0" in reason
-    for other in ("3.5.1", "3.7.0", "3.60"):
-        (reason,) = reasons(GPU, other)
-        assert "Triton 3.6" in reason
+    params = {**FUSED, "form": form}
+    assert STRATEGY.reasons_not(problem(), GPU, params) == []
+    for capability in ((9, 1), (10, 0)):
+        (reason,) = STRATEGY.reasons_not(problem(), replace(GPU, capability=capability), params)
+        assert reason.startswith(f"form {form!r} is written for")
+        assert "capability 9.0" in reason
+    for other in ("3.5.1", "3.7.0", "3.60", "none"):
+        triton(other)
+        (reason,) = STRATEGY.reasons_not(problem(), GPU, params)
+        assert reason.startswith(f"form {form!r} is written in Gluon of Triton 3.6")
         assert other in reason
-
-
-def test_the_streamed_form_is_for_hopper_and_the_triton_that_it_was_written_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def reasons(device: Device, triton: str) -> list[str]:
-        versions = {"torch": "2.13.0", "triton": triton}
-        monkeypatch.setattr(emulated_fp32, "software_versions", lambda device_type: versions)
-        return STRATEGY.reasons_not(problem(), device, STREAMED)
-
-    assert reasons(GPU, "3.6.0") == []
-    for device, version in ((replace(GPU, capability=(10, 0)), "3.6.0"), (GPU, "3.7.0")):
-        (reason,) = reasons(device, version)
-        assert reason.startswith("form 'streamed' is written")
 
 
 @pytest.mark.parametrize("layout", ["row-unaligned", "col-unaligned", "strided"])
@@ -390,6 +425,7 @@ def test_batches_are_for_the_fused_form_with_k_whole() -> None:
         ({}, None),
         ({"bm": 16}, None),
         ({"form": "split", "bk": 64}, "batches are for 'fused'"),
+        ({"form": "continuous"}, "batches are for 'fused'"),
         ({"form": "overlapped"}, "batches are for 'fused'"),
         ({"form": "streamed"}, "batches are for 'fused'"),
         ({"slices": 2}, "k is whole in batches"),
@@ -462,18 +498,44 @@ def test_k_is_sliced_where_tiles_leave_the_device_idle_and_nowhere_else() -> Non
             assert int(params["slices"]) == 1 or k / int(params["slices"]) >= int(params["bk"])
 
 
-def test_the_split_form_is_offered_as_many_slices_as_its_chunks_make() -> None:
+@pytest.mark.parametrize(
+    ("form", "device"), [("split", BLACKWELL), ("continuous", GPU)], ids=["split", "continuous"]
+)
+def test_forms_split_beforehand_are_offered_as_many_slices_as_their_chunks_make(
+    form: str, device: Device
+) -> None:
     sliced = 0
     for m, n, k in itertools.product((64, 768, 1167, 3072), (500, 3863), (1024, 3597, 8192)):
         where = problem(m, n, k)
-        for params in STRATEGY.space(where, GPU):
-            if params["form"] == "split":
+        for params in STRATEGY.space(where, device):
+            if params["form"] == form:
                 chunk, slices = int(params["chunk"]), int(params["slices"])
                 assert ceil_div(k, ceil_div(ceil_div(k, chunk), slices) * chunk) == slices
                 sliced += slices > 1
                 one = Candidate.of("emulated_fp32", **{**params, "slices": 5})
-                assert slices in (1, STRATEGY.fitted(one, where, GPU).kwargs["slices"])
+                assert slices in (1, STRATEGY.fitted(one, where, device).kwargs["slices"])
     assert sliced > 50
+
+
+@pytest.mark.parametrize("size", [(512, 512, 512), (64, 64, 4096), (4095, 4095, 77), (16, 9, 3)])
+def test_the_continuous_form_is_tried_instead_of_the_split_form_where_gluon_serves(
+    size: tuple[int, int, int], triton: Callable[[str], None]
+) -> None:
+    where = problem(*size)
+
+    def forms(device: Device, version: str = "3.6.0") -> set[ParamValue]:
+        triton(version)
+        found = list(STRATEGY.space(where, device))
+        split = [p for p in found if p["form"] in ("split", "continuous")]
+        for params in split:
+            assert STRATEGY.reasons_not(where, device, params) == []
+        return {p["form"] for p in split}
+
+    assert forms(GPU) == {"continuous"}
+    assert forms(GPU, "3.6.1") == {"continuous"}
+    assert forms(BLACKWELL) == {"split"}
+    assert forms(GPU, "3.5.1") == {"split"}
+    assert forms(GPU, "none") == {"split"}
 
 
 @pytest.mark.parametrize("k", [100, 300, 600, 4096, 2**18])
@@ -507,7 +569,7 @@ def test_one_chunk_that_covers_k_is_enough() -> None:
     for k in (16, 64, 100, 256, 1000, 5000):
         covering: Counter[Candidate] = Counter()
         for params in STRATEGY.space(problem(512, 512, k), GPU):
-            # Slices of form ``split`` are of whole chunks: how many there are goes with the chunk.
+            # Those of split operands are of whole chunks: how many there are goes with the chunk.
             if int(params["chunk"]) * int(params["slices"]) >= k and params["slices"] == 1:
                 covering[Candidate.of("emulated_fp32", **{**params, "chunk": 0})] += 1
         assert set(covering.values()) <= {1}
@@ -521,6 +583,7 @@ def test_the_workspace_is_terms_and_scales_or_the_slices_results() -> None:
     assert STRATEGY.workspace_bytes(where, {**PARAMS, **ONE_TERM}) == terms + scales
     sliced = STRATEGY.workspace_bytes(where, {**PARAMS, "slices": 2})
     assert sliced == 2 * terms + scales + 2 * 1000 * 500 * 4
+    assert STRATEGY.workspace_bytes(where, {**CONTINUOUS, "slices": 2}) == sliced
     assert STRATEGY.workspace_bytes(where, FUSED) == 0
     assert STRATEGY.workspace_bytes(where, {**FUSED, "slices": 3}) == 3 * 1000 * 500 * 4
     smaller = 2 * 500 * 304 * 2 + 500 * 3 * 4
@@ -554,14 +617,15 @@ def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
     assert STRATEGY.reasons_not(wide, GPU, fitted) == []
     short = contiguous_problem(64, 64, 64, torch.float32)
     assert STRATEGY.fitted(tuned, short, GPU).kwargs["slices"] == 1
-    split = Candidate.of("emulated_fp32", form="split", slices=1, **params)
-    assert STRATEGY.fitted(split, wide, GPU) == split
-    sliced = Candidate.of("emulated_fp32", form="split", slices=2, **params)
-    assert STRATEGY.fitted(sliced, short, GPU).kwargs["slices"] == 1
-    uneven = contiguous_problem(768, 3072, 8192, torch.float32)
-    fitted = STRATEGY.fitted(replaced(sliced, bm=128, bn=128), uneven, GPU).kwargs
-    waves = -(-144 * fitted["slices"] // GPU.units) / fitted["slices"]
-    assert waves <= 1.5, "of two"
+    for form in ("split", "continuous"):
+        whole = Candidate.of("emulated_fp32", form=form, slices=1, **params)
+        assert STRATEGY.fitted(whole, wide, GPU) == whole
+        sliced = replaced(whole, slices=2)
+        assert STRATEGY.fitted(sliced, short, GPU).kwargs["slices"] == 1
+        uneven = contiguous_problem(768, 3072, 8192, torch.float32)
+        fitted = STRATEGY.fitted(replaced(sliced, bm=128, bn=128), uneven, GPU).kwargs
+        waves = -(-144 * fitted["slices"] // GPU.units) / fitted["slices"]
+        assert waves <= 1.5, "of two"
     tiles = {"bm": 128, "bn": 64, "bk": 32, "chunk": 256}
     overlapped = replaced(tuned, form="overlapped", **{**tiles, "bn": 128})
     assert STRATEGY.fitted(overlapped, wide, GPU).kwargs["form"] == "fused", "its tiles are wide"

@@ -64,7 +64,7 @@ FEW_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
             "slices": 1,
             "group": 8,
         }
-        for form in ("split", "fused", "streamed")
+        for form in ("split", "continuous", "fused", "streamed")
         for method in ("fp16x3", "fp16")
     ],
     "triton_gemm": [
