@@ -1,7 +1,7 @@
 """What a new entry of a table keeps of the one it replaces, and what it then says it searched.
 
-Tuning one level leaves the others' choices and rows in place, unless they were measured in
-another environment, which no entry mixes.
+Tuning one level leaves the others' choices in place, and rows that can be compared: those that
+were measured under the same software, beside which more may be installed now.
 """
 
 from __future__ import annotations
@@ -20,26 +20,34 @@ def renewed(
     previous: Entry | None,
     offered: Collection[Candidate],
     stale: Collection[Candidate],
+    *,
+    comparable: bool,
 ) -> Entry:
     """``entry``, beside what is still true of ``previous``, an entry of the same problem.
 
     ``entry.space`` is the digest of today's candidates. Old rows stay if ``offered`` today, or
-    chosen for a level that was not tuned now, but for ``stale`` ones.
+    chosen for a level that was not tuned now, but for ``stale`` ones; rows that are not
+    ``comparable`` only if so chosen.
     """
-    if previous is None or previous.environment != entry.environment:
+    if previous is None:
         return entry
-    kept = {*offered, *chosen_in(previous)}
+    others = {name: modes for name, modes in previous.choices.items() if name not in entry.choices}
+    kept = set(chosen_in(replace(previous, choices=others)))
+    if comparable:
+        kept |= set(offered)
     if _digest(previous) != entry.space:
         # A plug-in's version is in the digest alone: what has changed may be that.
         kept = {candidate for candidate in kept if not origin_of(candidate.strategy)}
     kept -= {row.candidate for row in entry.measured} | set(stale)
-    searched = {*entry.choices, *searched_levels(previous, entry.space)}
+    searched = set(entry.choices)
+    if previous.environment == entry.environment:
+        searched |= searched_levels(previous, entry.space)
     space = entry.space
     if not set(previous.choices) <= searched:
         space += "/" + "+".join(level for level in LEVELS if level in searched)
     return replace(
         entry,
-        choices={**previous.choices, **entry.choices},
+        choices={**others, **entry.choices},
         measured=(*entry.measured, *(r for r in previous.measured if r.candidate in kept)),
         space=space,
     )

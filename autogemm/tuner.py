@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -27,6 +26,7 @@ from autogemm.database import (
     Entry,
     Environment,
     Measured,
+    Table,
     by_key,
     key_of,
     merge_table,
@@ -140,7 +140,8 @@ class _Run:
         self._environment = Environment(versions=versions, clocks=clocks_of(device))
         path = table_path(order.directory, device)
         _check_writable(path)
-        self._old = _entries(path, device)
+        table = _table(path, device)
+        self._old, self._environments = table.entries, table.environments
         self.writer = _Writer(path, device, self._environment)
         self._entries: list[Entry] = []
         self._measured = self._screened = self._reused = self._done = 0
@@ -200,10 +201,16 @@ class _Run:
             previous,
             offered=candidates_for(problem, self._device, levels_of(problem)),
             stale=candidates if self._order.again else (),
+            comparable=self._is_comparable(previous),
         )
         self.writer.add(entry)
         self._finish(problem, entry, search=search)
         return True
+
+    def _is_comparable(self, entry: Entry | None) -> bool:
+        """Whether what it tells was measured under today's software, or a part of it."""
+        then = self._environments.get(entry.environment) if entry is not None else None
+        return then is not None and self._environment.extends(then)
 
     def outcome(self) -> Outcome:
         """What has come of the run."""
@@ -354,23 +361,23 @@ def _check_writable(path: Path) -> None:
         ) from None
 
 
-def _entries(path: Path, device: Device) -> dict[Any, Entry]:
-    """The table's entries; none where it is missing or damaged (merging keeps a copy).
+def _table(path: Path, device: Device) -> Table:
+    """The table; an empty one where it is missing or damaged (merging keeps a copy).
 
     Raises ``DatabaseError`` where it is another device's, before anything is measured.
     """
     if not path.exists():
-        return {}
+        return Table(device=device)
     try:
         table = read_table(path)[0]
     except DatabaseError:
-        return {}
+        return Table(device=device)
     if table.device != device:
         raise DatabaseError(
             f"{path}: holds the results of {table.device}, not of {device}; name another "
             "directory with --db."
         )
-    return dict(table.entries)
+    return table
 
 
 def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:

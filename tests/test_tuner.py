@@ -695,6 +695,28 @@ def test_rows_of_other_levels_stay_where_there_is_more_to_search_now(
     assert chosen(entry, "high") == TF32
 
 
+@pytest.mark.parametrize("more", [{"nvmath": "1.0"}, {"torch": "99.0"}], ids=["more", "other"])
+def test_other_levels_stay_where_there_is_other_software_now(
+    tmp_path: Path, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {FULL: 100.0, AXPBY: 90.0, TF32: 40.0, BF16: 20.0}
+    run(tmp_path, facts)
+    versions = {**tuner.software_versions("cuda"), **more}
+    monkeypatch.setattr(tuner, "software_versions", lambda device_type: versions)
+    entry = only(run(tmp_path, {FULL: 100.0, AXPBY: 50.0}, levels=("highest",))[0])
+    assert entry.choices["highest"]["graph"].us < 60.0
+    assert [chosen(entry, level) for level in ("high", "medium")] == [TF32, BF16]
+    assert {TF32, BF16} <= set(statuses(entry))
+    # Rows nothing was chosen by are compared with today's only if nothing else has changed.
+    assert (len(entry.measured) == len(candidates_for(CUBE, GPU, LEVELS))) == ("nvmath" in more)
+    table, problems = read_table(table_path(tmp_path / "tables", GPU))
+    assert problems == []
+    assert only(run(tmp_path, facts, levels=("highest",))[0]) == table.entries[entry.key]
+    outcome, bench = run(tmp_path, facts, levels=("high",))
+    assert outcome.reused == 0, "it was not tuned under this software"
+    assert TF32 in bench.judged
+
+
 def test_a_level_that_was_not_searched_again_is_not_taken_for_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

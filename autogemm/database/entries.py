@@ -72,7 +72,8 @@ class Entry:
     ``environment`` is the ``id`` of the environment it was measured in, ``date`` the day as
     YYYY-MM-DD. ``choices`` maps a level, then a mode, to its choice. ``space`` is a digest of
     the candidates that were searched: another digest means that tuning again may find more.
-    Levels behind a ``/`` are those it is true of, where choices of others are from older lists.
+    Levels behind a ``/`` are those it is true of, where choices of others are from older lists
+    or were measured under other software.
     """
 
     problem: Problem
@@ -100,6 +101,10 @@ class Environment:
         """Eight hex digits that equal versions share; clocks do not count."""
         canonical = json.dumps(dict(self.versions), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+    def extends(self, other: Environment) -> bool:
+        """Whether it has all that the other one has, in the same versions, and perhaps more."""
+        return other.versions.items() <= self.versions.items()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
