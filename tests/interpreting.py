@@ -6,6 +6,7 @@ Most of its time goes to Python around the arrays, and none of what is saved her
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -75,6 +76,34 @@ def type_by_name(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return numpy_type
 
 
+def typed_by_shape(init: Callable[..., None]) -> Callable[..., None]:
+    """A type of blocks, of whose extents Triton makes a tuple with a type of its own."""
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *map(operator.index, shape))
+        if key not in known:
+            init(self, element_ty, shape)
+            known[key] = dict(vars(self))
+        vars(self).update(known[key], element_ty=element_ty)
+
+    return __init__
+
+
+def shaped_by_type(init: Callable[..., None]) -> Callable[..., None]:
+    """A block or a number: of its extents and their product Triton makes constants."""
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, handle: Any, type: Any) -> None:
+        key = tuple(type.shape) if type.is_block() else ()
+        if key not in known:
+            init(self, handle, type)
+            known[key] = dict(vars(self))
+        vars(self).update(known[key], handle=handle, type=type, dtype=type.scalar)
+
+    return __init__
+
+
 def prepare() -> None:
     """Change the interpreter for this process."""
     interpreter.ReduceOps.generic_reduce = combined_by_halves
@@ -82,6 +111,8 @@ def prepare() -> None:
     builder.create_dot = dot_of_bfloat16(builder.create_dot)
     interpreter._patch_lang = patched_once(interpreter._patch_lang)
     interpreter._get_np_dtype = type_by_name(interpreter._get_np_dtype)
+    tl.block_type.__init__ = typed_by_shape(tl.block_type.__init__)
+    tl.tensor.__init__ = shaped_by_type(tl.tensor.__init__)
     # Computed in int64 after every sum and product, and asserted nowhere unless `debug` is set.
     shared = interpreter.interpreter_builder
     shared.options = replace(shared.options, sanitize_overflow=False)
