@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
+
+# OpenMP's threads wait busily unless told otherwise: with products as small as here they would take
+# most of the time, the more so where processes share cores. torch reads this as it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In pyproject.toml the filter would have torch imported before this file is read."""
+    config.addinivalue_line("filterwarnings", "error::autogemm.errors.DatabaseWarning")
 
 
 def read_settings() -> dict[str, object]:

@@ -16,10 +16,8 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from invented import GPU
@@ -48,43 +46,8 @@ finishing = importlib.import_module("autogemm.kernels.finish")
 axpby = importlib.import_module("autogemm.kernels.axpby").axpby
 
 
-def combined_by_halves(reduction: Any, given: tuple[Any, ...]) -> list[Any]:
-    """A reduction by a function of one's own; Triton's interpreter goes element by element."""
-    axis = reduction.axis
-    values = [np.moveaxis(x.handle.data, axis, 0) for x in given]
-    while (half := len(values[0]) // 2) > 0:  # extents are powers of two
-        one, other = (
-            [reduction.to_tensor(v[part], x.dtype) for v, x in zip(values, given, strict=True)]
-            for part in (slice(half), slice(half, None))
-        )
-        found = reduction.combine_fn.fn(*one, *other)
-        values = [x.handle.data for x in (found if isinstance(found, tuple) else (found,))]
-    values = [np.expand_dims(v[0], axis) if reduction.keep_dims else v[0] for v in values]
-    return [reduction.to_tensor(v, x.dtype) for v, x in zip(values, given, strict=True)]
-
-
-def dot_of_bfloat16(dot: Callable[..., Any]) -> Callable[..., Any]:
-    """The interpreter's dot product, which takes the bits of bfloat16 for integers, mended."""
-
-    def create_dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
-        if a.dtype.scalar.name == "bf16":
-            a, b = (
-                SimpleNamespace(
-                    data=(x.data.astype(np.uint32) << 16).view(np.float32),
-                    dtype=interpreter.tl.float32,
-                )
-                for x in (a, b)
-            )
-        return dot(builder, a, b, *rest)
-
-    return create_dot
-
-
 if not ON_GPU:  # seconds become milliseconds
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    interpreter.ReduceOps.generic_reduce = combined_by_halves
-    builder = interpreter.InterpreterBuilder
-    builder.create_dot = dot_of_bfloat16(builder.create_dot)
+    importlib.import_module("interpreting").prepare()
 
 # The interpreter computes with numpy, which warns of every overflow.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")

@@ -272,6 +272,7 @@ def candidates() -> Iterator[
                     yield strategy, params, dtype, place_, device, label
 
 
+@functools.cache
 def drawn() -> list[Any]:
     """Corners that each candidate takes; for one that takes none, a case to skip."""
     drawn_cases = []
@@ -280,14 +281,14 @@ def drawn() -> list[Any]:
         endless = cases(dtype, label, batches_of(strategy))
         rounds = 5 if place_.type == "cuda" else 3  # there some forms refuse batches
         proposed = list(itertools.islice(endless, rounds * wanted))
-        taken = [
+        taken = (
             case
             for case in proposed
             if not strategy.reasons_not(problem_for(case, dtype, place_), device, params)
-        ]
+        )
         drawn_cases += [
             pytest.param(strategy, params, dtype, place_, case, id=f"{label}-{case}")
-            for case in taken[:wanted] or proposed[:1]
+            for case in list(itertools.islice(taken, wanted)) or proposed[:1]
         ]
     return drawn_cases
 
@@ -381,13 +382,15 @@ HOSTILE_SCALARS = ((1.0, 0.0), (1.0, 1.0), (1.5, 0.5), (-0.5, 1.0))
 
 
 def hostile_cases() -> list[Any]:
-    return [
-        pytest.param(strategy, params, dtype, place_, name, id=f"{label}-{name}")
+    """What is computed from the same operands stands together, and their truth is found once."""
+    found = [
+        (name, pytest.param(strategy, params, dtype, place_, name, id=f"{label}-{name}"))
         for strategy, params, dtype, place_, device, label in candidates()
         for name in (
             names_for(dtype) if runs_somewhere(strategy, params, dtype, device) else BASELINE[:1]
         )
     ]
+    return [param for _, param in sorted(found, key=lambda x: (str(x[1].values[2]), x[0]))]
 
 
 def runs_somewhere(
@@ -402,7 +405,14 @@ def hostile_problem(strategy: Strategy, dtype: torch.dtype, device: Device) -> P
     )
 
 
-@functools.cache
+@functools.lru_cache(64)  # more than one dtype and name have
+def hostile_values(
+    name: str, dtype: torch.dtype, batch: int, shape: tuple[int, int, int]
+) -> tuple[torch.Tensor, ...]:
+    return values_of(name, batch, *shape, dtype, seeded(name, *shape))
+
+
+@functools.lru_cache(64)
 def hostile_truth(
     name: str,
     dtype: torch.dtype,
@@ -411,8 +421,8 @@ def hostile_truth(
     alpha: float,
     beta: float,
 ) -> tuple[tuple[torch.Tensor, ...], Truth | Truths]:
-    operands = values_of(name, batch, *shape, dtype, seeded(name, *shape))
-    return operands, truth_of(alpha, operands[0], operands[1], beta, operands[2])
+    A, B, C = operands = hostile_values(name, dtype, batch, shape)
+    return operands, truth_of(alpha, A, B, beta, C)
 
 
 @pytest.mark.parametrize(("strategy", "params", "dtype", "place_", "name"), hostile_cases())

@@ -584,7 +584,10 @@ def test_a_torn_last_line_of_the_journal_is_cut_off(tmp_path: Path, torn: bytes)
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
-def test_a_second_tuner_on_the_same_trials_is_told(tmp_path: Path) -> None:
+def test_a_second_tuner_on_the_same_trials_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autogemm.journal._PATIENCE_S", 0.1)
     with open_storage(str(tmp_path / "trials.journal"), GPU):
         with pytest.raises(DatabaseError, match=r"another tuner is running .*--storage PATH"):
             run(tmp_path, {FULL: 100.0})

@@ -66,6 +66,15 @@ def _twice_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Workbench, "compare", compare)
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """To wake another one for a small product may take longer than many smaller products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def only_row(claimed: Entry, **facts: object) -> Row:
     (row,) = verify_entry(claimed, of_this_cpu(claimed, **facts), HERE, CPU)
     return row
@@ -111,6 +120,7 @@ def test_a_gain_is_gone_where_its_interval_reaches_below_one_and_missed_the_stor
     assert verification._is_gone(choice(AXPBY, stored), ratio) == stale
 
 
+@pytest.mark.usefixtures("_one_thread")
 def test_a_gain_that_never_was_is_flagged_by_real_timings() -> None:
     slow = Candidate.of("ksplit", form="sequential", chunks=16)
     row = only_row(claims(50.0, slow))

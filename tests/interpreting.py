@@ -1,0 +1,118 @@
+"""Triton's interpreter for the tests: what it gets wrong mended, what it does in vain left out.
+
+Most of its time goes to Python around the arrays, and none of what is saved here is arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def combined_by_halves(reduction: Any, given: tuple[Any, ...]) -> list[Any]:
+    """A reduction by a function of one's own; Triton's interpreter goes element by element."""
+    axis = reduction.axis
+    values = [np.moveaxis(x.handle.data, axis, 0) for x in given]
+    while (half := len(values[0]) // 2) > 0:  # extents are powers of two
+        one, other = (
+            [reduction.to_tensor(v[part], x.dtype) for v, x in zip(values, given, strict=True)]
+            for part in (slice(half), slice(half, None))
+        )
+        found = reduction.combine_fn.fn(*one, *other)
+        values = [x.handle.data for x in (found if isinstance(found, tuple) else (found,))]
+    values = [np.expand_dims(v[0], axis) if reduction.keep_dims else v[0] for v in values]
+    return [reduction.to_tensor(v, x.dtype) for v, x in zip(values, given, strict=True)]
+
+
+def dot_of_bfloat16(dot: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's dot product, which takes the bits of bfloat16 for integers, mended."""
+
+    def create_dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype.scalar.name == "bf16":
+            a, b = (
+                SimpleNamespace(
+                    data=(x.data.astype(np.uint32) << 16).view(np.float32), dtype=tl.float32
+                )
+                for x in (a, b)
+            )
+        return dot(builder, a, b, *rest)
+
+    return create_dot
+
+
+def patched_once(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Called for a kernel, and again by each function in it, for which the language is patched."""
+
+    @functools.cache
+    def languages(function: Any) -> list[Any]:
+        return [x for x in function.__globals__.values() if x is tl or x is tl.core]
+
+    def patch_language(function: Any) -> Any:
+        if any(tl.core.is_builtin(language.load) for language in languages(function)):
+            return patch(function)
+        return None  # nobody restores what a function in a kernel patched
+
+    return patch_language
+
+
+def type_by_name(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """numpy's type for an element's, of which the interpreter makes a table at every question."""
+    known: dict[str, Any] = {}
+
+    def numpy_type(of: Any) -> Any:
+        name = of.scalar.name
+        if name not in known:
+            known[name] = find(of)
+        return known[name]
+
+    return numpy_type
+
+
+def typed_by_shape(init: Callable[..., None]) -> Callable[..., None]:
+    """A type of blocks, of whose extents Triton makes a tuple with a type of its own."""
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *map(operator.index, shape))
+        if key not in known:
+            init(self, element_ty, shape)
+            known[key] = dict(vars(self))
+        vars(self).update(known[key], element_ty=element_ty)
+
+    return __init__
+
+
+def shaped_by_type(init: Callable[..., None]) -> Callable[..., None]:
+    """A block or a number: of its extents and their product Triton makes constants."""
+    known: dict[Any, dict[str, Any]] = {}
+
+    def __init__(self: Any, handle: Any, type: Any) -> None:
+        key = tuple(type.shape) if type.is_block() else ()
+        if key not in known:
+            init(self, handle, type)
+            known[key] = dict(vars(self))
+        vars(self).update(known[key], handle=handle, type=type, dtype=type.scalar)
+
+    return __init__
+
+
+def prepare() -> None:
+    """Change the interpreter for this process."""
+    interpreter.ReduceOps.generic_reduce = combined_by_halves
+    builder = interpreter.InterpreterBuilder
+    builder.create_dot = dot_of_bfloat16(builder.create_dot)
+    interpreter._patch_lang = patched_once(interpreter._patch_lang)
+    interpreter._get_np_dtype = type_by_name(interpreter._get_np_dtype)
+    tl.block_type.__init__ = typed_by_shape(tl.block_type.__init__)
+    tl.tensor.__init__ = shaped_by_type(tl.tensor.__init__)
+    # Computed in int64 after every sum and product, and asserted nowhere unless `debug` is set.
+    shared = interpreter.interpreter_builder
+    shared.options = replace(shared.options, sanitize_overflow=False)
