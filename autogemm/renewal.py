@@ -1,7 +1,7 @@
 """What a new entry of a table keeps of the one it replaces, and what it then says it searched.
 
-Tuning one level leaves the others' choices in place, and rows that can be compared: those that
-were measured under the same software, beside which more may be installed now.
+Tuning one level leaves the others' choices and rows in place if they were measured under the same
+software, beside which more may be installed now. What other versions took is not mixed in.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ def renewed(
     """``entry``, beside what is still true of ``previous``, an entry of the same problem.
 
     ``entry.space`` is the digest of today's candidates. Old rows stay if ``offered`` today, or
-    chosen for a level that was not tuned now, but for ``stale`` ones; rows that are not
-    ``comparable`` only if so chosen.
+    chosen for a level that was not tuned now, but for ``stale`` ones; nothing stays where the
+    two are not ``comparable``.
     """
-    if previous is None:
+    if previous is None or not comparable:
         return entry
     others = {name: modes for name, modes in previous.choices.items() if name not in entry.choices}
-    kept = set(chosen_in(replace(previous, choices=others)))
-    if comparable:
-        kept |= set(offered)
+    kept = {*offered, *chosen_in(replace(previous, choices=others))}
     if _digest(previous) != entry.space:
         # A plug-in's version is in the digest alone: what has changed may be that.
         kept = {candidate for candidate in kept if not origin_of(candidate.strategy)}

@@ -103,14 +103,6 @@ def test_a_level_that_was_not_tuned_is_served_by_the_next_more_accurate_one() ->
     assert plan(known, tolerance=MEDIUM).candidate == AXPBY
 
 
-def test_a_more_accurate_level_that_found_something_faster_serves_both() -> None:
-    """As it may where it alone was tuned again, and there was more to choose from."""
-    levels = {"highest": choice(AXPBY, us=20.0), "high": choice(TF32, us=30.0)}
-    assert plan(evidence(entry(CUBE, levels)), tolerance=HIGH).candidate == AXPBY
-    levels["high"] = choice(TF32, us=21.0)  # no more than noise, perhaps
-    assert plan(evidence(entry(CUBE, levels)), tolerance=HIGH).candidate == TF32
-
-
 def test_a_mode_that_was_not_timed_is_served_by_the_other() -> None:
     made = entry(CUBE, {"highest": choice(AXPBY)})
     known = evidence(replace(made, choices={"highest": {"graph": choice(AXPBY)}}))

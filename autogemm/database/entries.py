@@ -72,8 +72,8 @@ class Entry:
     ``environment`` is the ``id`` of the environment it was measured in, ``date`` the day as
     YYYY-MM-DD. ``choices`` maps a level, then a mode, to its choice. ``space`` is a digest of
     the candidates that were searched: another digest means that tuning again may find more.
-    Levels behind a ``/`` are those it is true of, where choices of others are from older lists
-    or were measured under other software.
+    Levels behind a ``/`` are those it is true of, where choices of others are from older lists,
+    some perhaps measured where less was installed.
     """
 
     problem: Problem

@@ -233,16 +233,11 @@ def version_drift(
 
 
 def choices_at(entry: Entry, level: str) -> Mapping[str, Choice] | None:
-    """The choices at a level, or a more accurate level's where that is clearly faster.
-
-    It is where the level itself was not tuned, or when there was less to choose from.
-    """
-    found: dict[str, Choice] = {}
+    """The choices at a level, or at the next more accurate one that was tuned."""
     for known in reversed(LEVELS[: LEVELS.index(level) + 1]):
-        for mode, choice in entry.choices.get(known, {}).items():
-            if mode not in found or choice.us < found[mode].us / STAND_IN_MARGIN:
-                found[mode] = choice
-    return found or None
+        if known in entry.choices:
+            return entry.choices[known]
+    return None
 
 
 def time_of(row: Measured, mode: str) -> float | None:

@@ -216,6 +216,7 @@ def _continuous_kernel(
         total += (part * fa) * fb
         a_scale += m
         b_scale += n
+    gl.thread_barrier()  # the result passes through the memory of blocks
     total *= _TOTAL_SCALE
     flagged = zero
     doubtful = zero

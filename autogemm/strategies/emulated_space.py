@@ -107,7 +107,8 @@ def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
         yield from _space_of_batches(problem)
         return
     # They compute the same, and ``continuous`` faster: by up to a quarter where k is short (H200).
-    split = SPLIT_FORMS[not reasons_without_gluon(device, {"form": "continuous"})]
+    has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
+    split = "continuous" if has_gluon else "split"
     for (form, method), tiles in _SPLIT_TILES.items():
         for bm, bn, bk, warps, stages in tiles if form == split else ():
             if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
