@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.raster import is_gram, tile_count
-from autogemm.kernels.reduce import finish, target_of
+from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import Split
 from autogemm.kernels.split_product import CERTIFIED, Tiling
 from autogemm.kernels.warpgroups import (
@@ -35,6 +35,7 @@ from autogemm.kernels.warpgroups import (
     origin,
     store,
     weighing,
+    written_to,
 )
 
 _TOTAL_SCALE = gl.constexpr(2.0**14)
@@ -322,28 +323,22 @@ def continuous_product(
     (m, k), n = A.shape, B.shape[1]
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
-    out_t = out.stride(0) == 1 and out.stride(1) != 1
-    lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
-    target, source = target_of(slices, added, lying)
-    read = target if source is None else source
-    places = (*read.stride(), *target.stride())
-    if out_t:
-        places = (places[1], places[0], places[3], places[2])
+    result = written_to(slices, C, out)
     b_k, b_row = B.stride()
     gram = is_gram(A, B) and tiling.bm == tiling.bn
     launch(
         _continuous_kernel,
         tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
-        (A, B, split.scales, read, target),
+        (A, B, split.scales, result.read, result.target),
         (
-            m, n, k, *A.stride(), b_row, b_k, *places, slice_k // tiling.bk, chunk // tiling.bk,
-            tiling.group,
+            m, n, k, *A.stride(), b_row, b_k, *result.places, slice_k // tiling.bk,
+            chunk // tiling.bk, tiling.group,
         ),
         (*((alpha, beta) if slices == 1 else (1.0, 0.0)), gain, CERTIFIED[terms]),
         {
-            "HAS_C": source is not None,
-            "ROWS": min(rows_of(read), rows_of(target)),
-            "OUT_T": out_t,
+            "HAS_C": result.adds,
+            "ROWS": min(rows_of(result.read), rows_of(result.target)),
+            "OUT_T": result.out_t,
             "TERMS": terms,
             "BM": tiling.bm,
             "BN": tiling.bn,
@@ -351,7 +346,7 @@ def continuous_product(
             "STAGES": tiling.stages,
             "GUARD": guard,
             "GRAM": gram,
-            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+            "SHARED": result.is_shared,
             "W": tiling.warps,
         },
         num_warps=tiling.warps,
@@ -360,4 +355,4 @@ def continuous_product(
             described_terms(split.terms[terms * m :], terms, n, k, (tiling.bn, tiling.bk)),
         ),
     )  # fmt: skip
-    finish(alpha, target, slices, beta, added, lying)
+    finish(alpha, result.target, slices, beta, result.added, result.lying)

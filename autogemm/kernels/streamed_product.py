@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
-from autogemm.kernels.reduce import finish, target_of
+from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import split_columns
 from autogemm.kernels.split_product import Tiling
 from autogemm.kernels.warpgroups import (
@@ -39,6 +39,7 @@ from autogemm.kernels.warpgroups import (
     scale_of,
     store,
     weighing,
+    written_to,
 )
 
 _CERTIFIED = gl.constexpr(2.0**19)
@@ -386,13 +387,7 @@ def streamed_product(
     split = split_columns(B, terms=terms, chunk=chunk)
     # A single column is contiguous along m, whatever stride it has along k.
     a_t = A.stride(1) != 1 or (k == 1 and A.stride(0) == 1)
-    out_t = out.stride(0) == 1 and out.stride(1) != 1
-    lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
-    target, source = target_of(slices, added, lying)
-    read = target if source is None else source
-    places = (*read.stride(), *target.stride())
-    if out_t:
-        places = (places[1], places[0], places[3], places[2])
+    result = written_to(slices, C, out)
     b_k, b_row = B.stride()
     wide = 2 * tiling.bk
     if a_t:
@@ -403,23 +398,24 @@ def streamed_product(
     launch(
         _streamed_kernel,
         ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn) * slices,
-        (A, B, split.scales, read, target),
+        (A, B, split.scales, result.read, result.target),
         (
-            m, n, k, *A.stride(), b_row, b_k, *places, slice_k, chunk // tiling.bk, tiling.group,
+            m, n, k, *A.stride(), b_row, b_k, *result.places, slice_k, chunk // tiling.bk,
+            tiling.group,
         ),
         (alpha, beta, gain) if slices == 1 else (1.0, 0.0, gain),
         {
-            "HAS_C": source is not None,
-            "ROWS": min(rows_of(read), rows_of(target)),
+            "HAS_C": result.adds,
+            "ROWS": min(rows_of(result.read), rows_of(result.target)),
             "A_T": a_t,
-            "OUT_T": out_t,
+            "OUT_T": result.out_t,
             "TERMS": terms,
             "BM": tiling.bm,
             "BN": tiling.bn,
             "BK": tiling.bk,
             "STAGES": tiling.stages,
             "GUARD": guard,
-            "SHARED": source is not None and source.data_ptr() == target.data_ptr(),
+            "SHARED": result.is_shared,
             "W": tiling.warps,
         },
         num_warps=tiling.warps,
@@ -429,4 +425,4 @@ def streamed_product(
             described_rows(split.terms, (rows, k), pitch, (tiling.bn, wide)),
         ),
     )  # fmt: skip
-    finish(alpha, target, slices, beta, added, lying)
+    finish(alpha, result.target, slices, beta, result.added, result.lying)

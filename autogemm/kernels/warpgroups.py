@@ -7,6 +7,7 @@ language compiles only its own functions.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from triton.experimental import gluon
@@ -14,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from autogemm.kernels.launch import REMEMBERED, ceil_div
+from autogemm.kernels.reduce import target_of
 
 _PLACE = gl.constexpr(11)
 _LOWEST_EXPONENT = gl.constexpr(-84)
@@ -219,6 +221,34 @@ def origin(program, m, n, group, BM: gl.constexpr, BN: gl.constexpr, GRAM: gl.co
         i0 = (first + within % rows) * BM
         j0 = within // rows * BN
     return i0, j0
+
+
+class Written(NamedTuple):
+    """Where a kernel reads C and writes, seen so that rows are contiguous where columns are."""
+
+    out_t: bool
+    """Whether columns are what is contiguous; ``added`` and ``lying`` are transposed then."""
+    read: torch.Tensor
+    target: torch.Tensor
+    places: tuple[int, int, int, int]
+    """The strides of rows and columns, of C and of the result."""
+    adds: bool
+    is_shared: bool
+    """Whether C is where the result goes."""
+    added: torch.Tensor | None
+    lying: torch.Tensor
+
+
+def written_to(slices: int, C: torch.Tensor | None, out: torch.Tensor) -> Written:
+    """``target_of`` a result that may lie by columns; ``finish`` takes ``added`` and ``lying``."""
+    out_t = out.stride(0) == 1 and out.stride(1) != 1
+    lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
+    target, source = target_of(slices, added, lying)
+    read = target if source is None else source
+    (c_row, c_col), (row, col) = read.stride(), target.stride()
+    places = (c_col, c_row, col, row) if out_t else (c_row, c_col, row, col)
+    shared = source is not None and source.data_ptr() == target.data_ptr()
+    return Written(out_t, read, target, places, source is not None, shared, added, lying)
 
 
 def described_rows(

@@ -77,8 +77,6 @@ faster where k is short (H200)."""
 _CHUNKS = {
     ("split", "fp16x3"): (128, 256, 512, 1024, 2048),
     ("split", "fp16"): (512, 2048),
-    ("continuous", "fp16x3"): (128, 256, 512, 1024, 2048),
-    ("continuous", "fp16"): (512, 2048),
     ("fused", "fp16x3"): (64, 128, 256, 512),
     ("fused", "fp16"): (512, 2048),
     ("overlapped", "fp16x3"): (128, 256, 512),
@@ -278,7 +276,7 @@ def _no_larger(block: int, extent: int) -> int:
 def _chunks(form: str, method: str, k: int) -> Iterator[int]:
     """The chunk lengths worth trying: up to the first that covers k."""
     covered = False
-    for chunk in _CHUNKS[form, method]:
+    for chunk in _CHUNKS["split" if form in SPLIT_FORMS else form, method]:
         if not covered:
             yield chunk
         covered = chunk >= k
