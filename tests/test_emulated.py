@@ -28,7 +28,6 @@ ceil_div = importlib.import_module("autogemm.kernels.launch").ceil_div
 splitting = importlib.import_module("autogemm.kernels.split")
 from_split = importlib.import_module("autogemm.kernels.split_product")
 fused = importlib.import_module("autogemm.kernels.fused_product")
-overlapped = importlib.import_module("autogemm.kernels.overlapped_product")
 reduce_slices = importlib.import_module("autogemm.kernels.reduce").reduce_slices
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -295,20 +294,6 @@ def test_products_of_ragged_sizes_keep_the_bound(candidate: Candidate) -> None:
         out = nowhere(A, B)
         product(candidate, A, B, out)
         Truth(1.0, A.cpu(), B.cpu(), 0.0, None).check(out.cpu(), bound_of(candidate, A, B), True)
-
-
-@pytest.mark.parametrize("side", ["a", "b"])
-def test_rows_too_far_apart_for_the_overlapped_form_are_the_fused_ones(side: str) -> None:
-    A, B = integers(4, 64), integers(64, 8)
-    out = nowhere(A, B)
-    if side == "a":
-        A = A.new_empty(4, 2**23)[:, :64].copy_(A)
-    else:
-        B = B.new_empty(8, 2**23)[:, :64].copy_(B.t()).t()
-    options = {"terms": 2, "chunk": 64, "slices": 2, "gain": 0.0}
-    tiling = from_split.Tiling(128, 128, 32, 8, 3)
-    overlapped.overlapped_product(1.0, A, B, 0.0, None, out, tiling=tiling, **options)
-    assert torch.equal(out, A @ B)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ PARAMS: dict[str, ParamValue] = {
 CONTINUOUS: dict[str, ParamValue] = {**PARAMS, "form": "continuous"}
 FUSED: dict[str, ParamValue] = {**PARAMS, "form": "fused", "bk": 32}
 STREAMED: dict[str, ParamValue] = {**PARAMS, "form": "streamed", "bk": 32}
+TANDEM: dict[str, ParamValue] = {**PARAMS, "form": "tandem", "bk": 32}
 ONE_TERM = {"method": "fp16"}
 BLACKWELL = replace(GPU, capability=(10, 0))
 LENGTHS = (1, 16, 64, 128, 192, 256, 512, 1000, 4096, 2**14, 2**17, 2**20)
@@ -143,7 +144,7 @@ def test_a_short_sum_is_refused_and_a_long_one_is_not() -> None:
         (PARAMS, 128, 27, "k ≥ 27 in form `split`"),
         (CONTINUOUS, 128, 27, "k ≥ 27 in form `split` (and in `continuous`)"),
         (FUSED, 64, 151, "k ≥ 151 in form `fused`"),
-        (STREAMED, 64, 151, "`overlapped` and `streamed` alike"),
+        (STREAMED, 64, 151, "`tandem` and `streamed` alike"),
         ({**FUSED, "bk": 64}, 64, 38, "k ≥ 38 with blocks of 64"),
         (FUSED, 32, 32, "k ≥ 32 with blocks of 32"),
     ],
@@ -261,9 +262,9 @@ def test_the_form_that_streams_is_held_to_what_its_one_term_loses() -> None:
     k = 2**17
     apart = {
         form: bound(k, {**STREAMED, "form": form}, **ONE_TERM).growth
-        for form in ("overlapped", "streamed")
+        for form in ("tandem", "streamed")
     }
-    assert apart["streamed"] - apart["overlapped"] == k / 16
+    assert apart["streamed"] - apart["tandem"] == k / 16
 
 
 def test_the_continuous_form_promises_and_takes_what_the_split_form_does() -> None:
@@ -339,7 +340,10 @@ def test_only_forms_that_split_on_the_way_need_aligned_operands(side: str, layou
         ({**CONTINUOUS, "chunk": 32, "bk": 32}, "chunks of 32 are for form 'fused'"),
         ({**FUSED, "bm": 32, "bn": 32}, "needs 64 rows or columns"),
         ({**FUSED, "bm": 16, "bn": 32}, "needs 64 rows or columns"),
-        ({**FUSED, "form": "overlapped", "stages": 2}, "takes 3 stages or more"),
+        ({**TANDEM, "bm": 64}, "16 rows a warp and at least 64 x 64"),
+        ({**TANDEM, "bn": 32}, "16 rows a warp and at least 64 x 64"),
+        ({**TANDEM, "bk": 64}, "blocks of 32 elements of k, not bk=64"),
+        ({**TANDEM, "chunk": 32}, "whole pairs of blocks"),
         ({**STREAMED, "stages": 1}, "takes 2 stages or more"),
         ({**STREAMED, "bk": 64, "chunk": 64}, "whole pairs of blocks"),
         ({**STREAMED, "chunk": 32}, "whole pairs of blocks"),
@@ -349,7 +353,6 @@ def test_only_forms_that_split_on_the_way_need_aligned_operands(side: str, layou
         ({**FUSED, "chunk": 96}, "does not take chunk=96"),
         ({**FUSED, "chunk": 32, "bk": 64}, "blocks of k as short"),
         ({**PARAMS, "chunk": 32, "bk": 32}, "chunks of 32 are for form 'fused'"),
-        ({**FUSED, "chunk": 32, "form": "overlapped"}, "chunks of 32 are for form 'fused'"),
         ({**FUSED, "bk": 128}, "does not take bk=128"),
         ({**FUSED, "slices": 0}, "does not take slices=0"),
         ({**FUSED, "method": "bf16x6"}, "does not take method='bf16x6'"),
@@ -385,7 +388,7 @@ def test_every_form_takes_slices(params: dict[str, ParamValue]) -> None:
     assert STRATEGY.reasons_not(problem(), GPU, {**params, "slices": 4}) == []
 
 
-@pytest.mark.parametrize("form", ["continuous", "overlapped", "streamed"])
+@pytest.mark.parametrize("form", ["continuous", "tandem", "streamed"])
 def test_forms_in_gluon_are_for_hopper_and_the_triton_that_they_were_written_in(
     form: str, triton: Callable[[str], None]
 ) -> None:
@@ -426,7 +429,7 @@ def test_batches_are_for_the_fused_form_with_k_whole() -> None:
         ({"bm": 16}, None),
         ({"form": "split", "bk": 64}, "batches are for 'fused'"),
         ({"form": "continuous"}, "batches are for 'fused'"),
-        ({"form": "overlapped"}, "batches are for 'fused'"),
+        ({"form": "tandem"}, "batches are for 'fused'"),
         ({"form": "streamed"}, "batches are for 'fused'"),
         ({"slices": 2}, "k is whole in batches"),
     ):
@@ -627,8 +630,8 @@ def test_a_neighbours_tile_and_slices_are_fitted_to_the_problem() -> None:
         waves = -(-144 * fitted["slices"] // GPU.units) / fitted["slices"]
         assert waves <= 1.5, "of two"
     tiles = {"bm": 128, "bn": 64, "bk": 32, "chunk": 256}
-    overlapped = replaced(tuned, form="overlapped", **{**tiles, "bn": 128})
-    assert STRATEGY.fitted(overlapped, wide, GPU).kwargs["form"] == "fused", "its tiles are wide"
+    tandem = replaced(tuned, form="tandem", **{**tiles, "bn": 128})
+    assert STRATEGY.fitted(tandem, wide, GPU).kwargs["form"] == "fused", "its tiles are wide"
 
 
 def test_a_neighbours_streamed_tile_is_turned_and_fitted() -> None:
@@ -702,7 +705,7 @@ def test_neighbours_chunks_are_fitted_to_sums_that_the_level_admits(k: int) -> N
 
 def test_a_batch_is_fitted_with_what_batches_are_computed_with() -> None:
     where = problem(62, 69, 100, batch=3)
-    for form, slices in (("overlapped", 1), ("fused", 100)):
+    for form, slices in (("tandem", 1), ("fused", 100)):
         candidate = Candidate.of("emulated_fp32", **{**FUSED, "form": form, "slices": slices})
         fitted = STRATEGY.fitted(candidate, where, GPU).kwargs
         assert STRATEGY.reasons_not(where, GPU, fitted) == []

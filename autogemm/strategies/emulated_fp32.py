@@ -3,7 +3,7 @@
 Split operands keep 23 of 24 bits and their products are exact in float32; sums are promoted
 to IEEE float32 every ``chunk`` elements of k. Elements too small for their terms, inf and NaN
 are dealt with on the device (``kernels/split_product.py``, ``continuous_product.py``,
-``fused_product.py``, ``overlapped_product.py``, ``streamed_product.py``), so that the bound holds
+``fused_product.py``, ``tandem_product.py``, ``streamed_product.py``), so that the bound holds
 for every input.
 """
 
@@ -34,6 +34,7 @@ from autogemm.strategies.emulated_runs import (
     share_an_accumulator,
 )
 from autogemm.strategies.emulated_space import (
+    IN_PAIRS,
     SPLIT_FORMS,
     fitted,
     reasons_without_gluon,
@@ -48,8 +49,8 @@ _LONGEST = 2**25
 class EmulatedFP32(Strategy):
     """``form`` ``split`` writes split operands first, and so does ``continuous``, whose pipeline
     runs on from chunk to chunk (Hopper only); ``fused`` splits on the way (aligned only),
-    ``overlapped`` too, one block of k while another is multiplied (Hopper only); ``streamed``
-    splits the smaller operand first and the larger one, aligned, on the way (Hopper only).
+    ``tandem`` too, one block of k while another is multiplied (Hopper only); ``streamed`` splits
+    the smaller operand first and the larger one, aligned, on the way (Hopper only).
 
     ``method`` ``fp16x3`` keeps float32's accuracy, ``fp16`` (one product of hi) that of
     ``high``. ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``chunk`` the elements of
@@ -69,7 +70,7 @@ class EmulatedFP32(Strategy):
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
         return {
-            "form": one_of("split", "continuous", "fused", "overlapped", "streamed"),
+            "form": one_of("split", "continuous", "fused", "tandem", "streamed"),
             "method": one_of("fp16x3", "fp16"),
             "bm": extent,
             "bn": extent,
@@ -95,12 +96,14 @@ class EmulatedFP32(Strategy):
             return [f"{warps} warps compute {16 * warps} rows in form 'continuous', not {rows}"]
         if form == "continuous" and int(params["stages"]) < 2:
             return ["form 'continuous' takes 2 stages or more: one is read while one is written"]
-        if form == "overlapped" and int(params["stages"]) < 3:
-            return ["form 'overlapped' takes 3 stages or more: two are read while one is written"]
+        if form == "tandem" and (rows != 16 * warps or min(tile_of(params)) < 64):
+            return ["form 'tandem' takes tiles of 16 rows a warp and at least 64 x 64"]
+        if form == "tandem" and params["bk"] != 32:
+            return [f"form 'tandem' takes blocks of 32 elements of k, not bk={params['bk']}"]
         if form == "streamed" and int(params["stages"]) < 2:
             return ["form 'streamed' takes 2 stages or more: one is read while one is written"]
-        if form == "streamed" and int(params["chunk"]) % (2 * int(params["bk"])):
-            return ["chunks of form 'streamed' are of whole pairs of blocks of k"]
+        if form in IN_PAIRS and int(params["chunk"]) % (2 * int(params["bk"])):
+            return [f"chunks of form {form!r} are of whole pairs of blocks of k"]
         if int(params["chunk"]) < (int(params["bk"]) if form == "fused" else 64):
             return ["chunks of 32 are for form 'fused' with blocks of k as short"]
         return []
@@ -122,7 +125,7 @@ class EmulatedFP32(Strategy):
             return reasons_without_gluon(device, params)
         if params["form"] != "split" and not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
-        if params["form"] == "overlapped":
+        if params["form"] == "tandem":
             return reasons_without_gluon(device, params)
         return []
 
@@ -146,10 +149,11 @@ class EmulatedFP32(Strategy):
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # docs/accuracy.md, "emulated_fp32", derives every term.
         k, slices, bk = problem.k, int(params["slices"]), int(params["bk"])
-        # Slices are of whole chunks where an operand is split beforehand, else of whole blocks; the
-        # zeros that fill the last one cost nothing.
+        # Slices are of whole chunks where an operand is split beforehand, else of what is brought
+        # at a time; the zeros that fill the last one cost nothing.
         split, streamed = params["form"] in SPLIT_FORMS, params["form"] == "streamed"
-        unit = int(params["chunk"]) if split or streamed else bk
+        at_once = 2 * bk if params["form"] in IN_PAIRS else bk
+        unit = int(params["chunk"]) if split or streamed else at_once
         fair = -(-k // slices)
         part = min(k, -(-fair // unit) * unit)
         chunk = min(part, int(params["chunk"]))
@@ -162,9 +166,8 @@ class EmulatedFP32(Strategy):
             if not split:  # hi·hi is added to what the cross products left
                 truncation += 0.51
         correction = max(one[in_one == 3] for one in TRUNCATION.values())
-        at_once = 2 * bk if streamed else bk
         correction *= -(-chunk // at_once) * at_once / STEP
-        may_be_gram = problem.m == problem.n and params["form"] in ("fused", "overlapped")
+        may_be_gram = problem.m == problem.n and params["form"] in ("fused", "tandem")
         most = slices * MORE_SLICES if slices > 1 and may_be_gram else slices
         promotions = -(-part // chunk) + most
         lost = k / 16 if split else k / 8

@@ -163,10 +163,10 @@ def _product_of_terms(form: str) -> Callable[..., None]:
 
 
 def _product_in_one_launch(form: str) -> Callable[..., None]:
-    if form == "overlapped":
-        from autogemm.kernels.overlapped_product import overlapped_product
+    if form == "tandem":
+        from autogemm.kernels.tandem_product import tandem_product
 
-        return overlapped_product
+        return tandem_product
     from autogemm.kernels.fused_product import fused_product
 
     return fused_product

@@ -13,6 +13,8 @@ _GLUON = "3.6"
 
 SPLIT_FORMS = ("split", "continuous")
 """Both operands are split beforehand."""
+IN_PAIRS = ("streamed", "tandem")
+"""Blocks of k are brought and split two at a time."""
 _SPLIT_TILES = {
     ("split", "fp16x3"): (
         (128, 128, 64, 8, 3),
@@ -55,10 +57,11 @@ TILES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
         (64, 16, 64, 4, 3),
         (16, 64, 64, 4, 3),
     ),
-    # It gains where slices are long (H200); with the other tiles it was no faster.
-    "overlapped": ((128, 128, 32, 8, 3),),
+    # It gains where slices are long; smaller tiles read too much for it (H200).
+    "tandem": ((128, 128, 32, 8, 2),),
 }
-"""(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
+"""(bm, bn, bk, warps, stages), in form ``tandem`` stages of two blocks of k; below 64 rows the
+product is computed transposed."""
 _STREAMED_TILES = (
     (128, 128, 32, 8, 3),
     (64, 128, 32, 4, 2),
@@ -79,7 +82,7 @@ _CHUNKS = {
     ("split", "fp16"): (512, 2048),
     ("fused", "fp16x3"): (64, 128, 256, 512),
     ("fused", "fp16"): (512, 2048),
-    ("overlapped", "fp16x3"): (128, 256, 512),
+    ("tandem", "fp16x3"): (128, 256, 512),
     ("streamed", "fp16x3"): (256, 512),
     ("streamed", "fp16"): (512, 2048),
 }

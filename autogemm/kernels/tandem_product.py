@@ -1,0 +1,495 @@
+"""α·A·B + β·C in one launch where both operands are large: they stream side by side (Gluon).
+
+Blocks of k of both arrive as float32 by the tensor memory accelerator. A thread splits the elements
+of A that its tensor core multiplies, in registers, as ``kernels/streamed_product.py`` does, and its
+share of B's, which all of them read from shared memory, while the block before is multiplied.
+Scales, promotions and the guard are those of ``kernels/fused_product.py``; ``docs/accuracy.md``
+derives the bound.
+"""
+
+from __future__ import annotations
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from autogemm.kernels.epilogue import rows_of
+from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.raster import is_gram, tile_count
+from autogemm.kernels.reduce import finish
+from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.warpgroups import (
+    absolute,
+    any_of,
+    by_tma,
+    described_rows,
+    ieee_tile,
+    in_registers,
+    in_shared,
+    inverse,
+    largest,
+    origin,
+    scale_of,
+    store,
+    written_to,
+)
+
+_CERTIFIED = gl.constexpr(2.0**19)
+"""As in ``fused_product``."""
+_BLOCK = gl.constexpr(32)
+"""Elements of k in a block: eight to each of the four threads that share a row of A."""
+
+
+@gluon.constexpr_function
+def by_eights(rows, warps):
+    """A's block so that a thread reads eight neighbours of a row, as wide as can be."""
+    registers = [[0, 1], [0, 2], [0, 4], [8, 0]]
+    lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
+    across = [[16 << i, 0] for i in range(warps.bit_length() - 1)]
+    return gl.DistributedLinearLayout(registers, lanes, across, [], [rows, 32])
+
+
+@gluon.jit
+def _shuffled(x, ROWS: gl.constexpr, K_FIRST: gl.constexpr):
+    """A block with k in the order in which tensor cores take the eights of ``by_eights``.
+
+    A thread of theirs multiplies pairs of neighbours along k that lie eight apart. Sums do not
+    mind which elements these are, as long as A's and B's are the same.
+    """
+    if K_FIRST:
+        x = x.reshape([4, 2, 2, 2, ROWS]).permute([1, 2, 0, 3, 4]).reshape([_BLOCK, ROWS])
+    else:
+        x = x.reshape([ROWS, 4, 2, 2, 2]).permute([0, 2, 3, 1, 4]).reshape([ROWS, _BLOCK])
+    return x
+
+
+@gluon.jit
+def _fetch(
+    a, b, kind, i0, j0, at, number, wanted, A_T: gl.constexpr, B_T: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start to bring the blocks at ``at`` of k to where number ``number`` of their kind goes.
+
+    There are two kinds, even and odd, with memory of their own, and a barrier for each operand:
+    where two uses cannot meet, the compiler has no threads wait for one another.
+    """
+    a_s, b_s, a_bars, b_bars, _b_hi, _b_lo = kind
+    stage = number % STAGES
+    a_bar = a_bars.index(stage)
+    b_bar = b_bars.index(stage)
+    mbarrier.expect(a_bar, BM * _BLOCK * 4, pred=wanted)
+    mbarrier.expect(b_bar, BN * _BLOCK * 4, pred=wanted)
+    if A_T:
+        tma.async_copy_global_to_shared(a, [at, i0], a_bar, a_s.index(stage), pred=wanted)
+    else:
+        tma.async_copy_global_to_shared(a, [i0, at], a_bar, a_s.index(stage), pred=wanted)
+    if B_T:
+        tma.async_copy_global_to_shared(b, [j0, at], b_bar, b_s.index(stage), pred=wanted)
+    else:
+        tma.async_copy_global_to_shared(b, [at, j0], b_bar, b_s.index(stage), pred=wanted)
+
+
+@gluon.jit
+def _fetch_pair(
+    a, b, even, odd, i0, j0, at, number, wanted, A_T: gl.constexpr, B_T: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    _fetch(a, b, even, i0, j0, at, number, wanted, A_T, B_T, BM, BN, STAGES)
+    _fetch(a, b, odd, i0, j0, at + _BLOCK, number, wanted, A_T, B_T, BM, BN, STAGES)
+
+
+@gluon.jit
+def _arrived(bars, x_s, number, STAGES: gl.constexpr):
+    """Block ``number`` of its kind, once it is there."""
+    stage = number % STAGES
+    mbarrier.wait(bars.index(stage), (number // STAGES) & 1)
+    return x_s.index(stage)
+
+
+@gluon.jit
+def _blocks(
+    kind, number, A_T: gl.constexpr, B_T: gl.constexpr, BM: gl.constexpr, STAGES: gl.constexpr,
+    LA: gl.constexpr, LB: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """Float32 blocks: A's where the tensor cores will want its terms, and B's."""
+    a_s, b_s, a_bars, b_bars, _b_hi, _b_lo = kind
+    at = _arrived(b_bars, b_s, number, STAGES)
+    if B_T:
+        y = at.permute((1, 0)).load(LB)
+    else:
+        y = at.load(LB)
+    at = _arrived(a_bars, a_s, number, STAGES)
+    if A_T:
+        x = at.permute((1, 0)).load(LA)
+    else:
+        x = gl.convert_layout(_shuffled(at.load(by_eights(BM, W)), BM, False), LA)
+    return x, y
+
+
+@gluon.jit
+def _terms(x, down):
+    """A scaled block as two fp16 terms."""
+    x = x * down
+    hi = x.to(gl.float16)
+    return hi, (x - hi.to(gl.float32)).to(gl.float16)
+
+
+@gluon.jit
+def _put(y, to, A_T: gl.constexpr, BN: gl.constexpr):
+    """Write a block of B's to shared memory, along k as A's lies in registers."""
+    if A_T:
+        to.store(y)
+    else:
+        to.store(_shuffled(y, BN, True))
+
+
+@gluon.jit
+def _put_terms(
+    y, down, kind, buffer, A_T: gl.constexpr, BN: gl.constexpr, TERMS: gl.constexpr
+):  # fmt: skip
+    _a_s, _b_s, _a_bars, _b_bars, b_hi, b_lo = kind
+    hi, lo = _terms(y, down[None, :])
+    _put(hi, b_hi.index(buffer), A_T, BN)
+    if TERMS == 2:
+        _put(lo, b_lo.index(buffer), A_T, BN)
+
+
+@gluon.jit
+def _start_products(hi, kind, buffer, acc, use_acc, TERMS: gl.constexpr):
+    """Start adding the first product of a block to ``acc``: hi·lo, or hi·hi where it is alone."""
+    _a_s, _b_s, _a_bars, _b_bars, b_hi, b_lo = kind
+    term = b_lo if TERMS == 2 else b_hi
+    return warpgroup_mma(hi, term.index(buffer), acc, use_acc=use_acc, is_async=True)
+
+
+@gluon.jit
+def _split_meanwhile(
+    hi, lo, kind, buffer, acc, other_hi, other_lo, other_kind, number, other_buffer, a_down, b_down,
+    A_T: gl.constexpr, B_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, LA: gl.constexpr, LB: gl.constexpr, W: gl.constexpr,
+    TERMS: gl.constexpr,
+):  # fmt: skip
+    """Add a block's other products; split number ``number`` of the other kind, which comes next.
+
+    A's terms take the registers of those of the block before. Starting a product keeps a thread
+    busy until the tensor cores take it, so the work in between is spread over all three.
+    """
+    _a_s, _b_s, _a_bars, _b_bars, b_hi, _b_lo = kind
+    x, y = _blocks(other_kind, number, A_T, B_T, BM, STAGES, LA, LB, W)
+    if TERMS == 2:
+        acc = warpgroup_mma(lo, b_hi.index(buffer), acc, is_async=True)
+    _put_terms(y, b_down, other_kind, other_buffer, A_T, BN, TERMS)
+    if TERMS == 2:
+        acc = warpgroup_mma(hi, b_hi.index(buffer), acc, is_async=True)
+    part, other_hi, other_lo = warpgroup_mma_wait(
+        3 if TERMS == 2 else 1, deps=[acc, other_hi, other_lo]
+    )
+    other_hi, other_lo = _terms(x, a_down[:, None])
+    fence_async_shared()
+    gl.thread_barrier()
+    return warpgroup_mma_init(part), other_hi, other_lo
+
+
+@gluon.jit
+def _weigh(
+    x, y, a_down, b_down, to, A_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    L: gl.constexpr,
+):  # fmt: skip
+    """The sum of |hi·hi| over a block of k."""
+    _put(absolute(y, b_down[None, :]), to, A_T, BN)
+    fence_async_shared()
+    gl.thread_barrier()
+    weight = gl.zeros([BM, BN], gl.float32, L)
+    return warpgroup_mma(absolute(x, a_down[:, None]), to, weight, is_async=False)
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
+        "slice_k", "chunk_pairs", "group", "alpha", "beta", "gain",
+    ]
+)  # fmt: skip
+def _tandem_kernel(
+    a_tiles, b_tiles, a, b, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
+    out_col, slice_k, chunk_pairs, group, alpha, beta, gain,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, A_T: gl.constexpr, B_T: gl.constexpr,
+    OUT_T: gl.constexpr, TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
+    W: gl.constexpr,
+):  # fmt: skip
+    BK: gl.constexpr = _BLOCK
+    PAIR: gl.constexpr = 2 * BK
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
+    LA: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    LB: gl.constexpr = in_registers(0 if B_T else 1, BK, BN, W)
+    down = (m + BM - 1) // BM
+    if GRAM:
+        tiles = down * (down + 1) // 2
+    else:
+        tiles = down * ((n + BN - 1) // BN)
+    i0, j0 = origin(gl.program_id(0) % tiles, m, n, group, BM, BN, GRAM)
+    slice_ = gl.program_id(0) // tiles
+    first = slice_ * slice_k
+    length = gl.minimum(slice_k, k - first)
+    pairs = (length + PAIR - 1) // PAIR  # of blocks; behind k lie zeros
+
+    A_SHAPE: gl.constexpr = [STAGES, BK, BM] if A_T else [STAGES, BM, BK]
+    B_SHAPE: gl.constexpr = [STAGES, BN, BK] if B_T else [STAGES, BK, BN]
+    H_SHAPE: gl.constexpr = [2, BK, BN]
+    SA: gl.constexpr = by_tma(BM if A_T else BK, 32)
+    SB: gl.constexpr = by_tma(BK if B_T else BN, 32)
+    SH: gl.constexpr = in_shared(0 if B_T else 1, BK, BN)
+    a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+    b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
+    odd_a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+    odd_b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
+    b_hi = gl.allocate_shared_memory(gl.float16, H_SHAPE, SH)
+    odd_b_hi = gl.allocate_shared_memory(gl.float16, H_SHAPE, SH)
+    if TERMS == 2:
+        b_lo = gl.allocate_shared_memory(gl.float16, H_SHAPE, SH)
+        odd_b_lo = gl.allocate_shared_memory(gl.float16, H_SHAPE, SH)
+    else:
+        b_lo = b_hi
+        odd_b_lo = odd_b_hi
+    a_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    b_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    odd_a_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    odd_b_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(STAGES):
+        mbarrier.init(a_bars.index(s), count=1)
+        mbarrier.init(b_bars.index(s), count=1)
+        mbarrier.init(odd_a_bars.index(s), count=1)
+        mbarrier.init(odd_b_bars.index(s), count=1)
+    fence_async_shared()
+    gl.thread_barrier()
+    even = (a_s, b_s, a_bars, b_bars, b_hi, b_lo)
+    odd = (odd_a_s, odd_b_s, odd_a_bars, odd_b_bars, odd_b_hi, odd_b_lo)
+
+    zero = first * 0
+    used = zero  # pairs that were split, in all attempts
+    for s in gl.static_range(STAGES):
+        _fetch_pair(
+            a_tiles, b_tiles, even, odd, i0, j0, first + s * PAIR, used + s, s < pairs, A_T, B_T,
+            BM, BN, STAGES,
+        )  # fmt: skip
+    i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
+    j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
+    inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
+    x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+    a_down = scale_of(largest(x, 1))
+    b_down = scale_of(largest(y, 0))
+    doubtful = zero
+    if GUARD:
+        weight = _weigh(x, y, a_down, b_down, odd_b_hi.index(0), A_T, BM, BN, MMA)
+        doubtful = any_of(inside & (weight < _CERTIFIED + 1.0))
+    total = gl.zeros([BM, BN], gl.float32, MMA)
+    attempts = zero
+    wrong = zero + 1
+    while (wrong > 0) & (attempts < 2):
+        if attempts > 0:  # an element outgrew fp16: by the largest ones none does
+            doubtful = zero + 1
+            a_most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
+            b_most = gl.zeros([BN], gl.float32, gl.SliceLayout(0, LB))
+            for pair in range(zero, pairs):
+                gl.thread_barrier()
+                _fetch_pair(
+                    a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
+                    B_T, BM, BN, STAGES,
+                )  # fmt: skip
+                x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                a_most = gl.maximum(a_most, largest(x, 1))
+                b_most = gl.maximum(b_most, largest(y, 0))
+                x, y = _blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                a_most = gl.maximum(a_most, largest(x, 1))
+                b_most = gl.maximum(b_most, largest(y, 0))
+                used += 1
+            a_down = scale_of(a_most)
+            b_down = scale_of(b_most)
+            gl.thread_barrier()
+            for s in gl.static_range(STAGES):
+                _fetch_pair(
+                    a_tiles, b_tiles, even, odd, i0, j0, first + s * PAIR, used + s, s < pairs,
+                    A_T, B_T, BM, BN, STAGES,
+                )  # fmt: skip
+            x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+        total = gl.zeros([BM, BN], gl.float32, MMA)
+        hi, lo = _terms(x, a_down[:, None])
+        odd_hi, odd_lo = hi, lo
+        _put_terms(y, b_down, even, used & 1, A_T, BN, TERMS)
+        fence_async_shared()
+        gl.thread_barrier()
+        for start in range(zero, pairs, chunk_pairs):
+            stop = gl.minimum(start + chunk_pairs, pairs)
+            acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+            for pair in range(start, stop):
+                # What comes goes where the block lay that is multiplied: its terms are elsewhere.
+                mine = used & 1
+                ahead = pair + STAGES
+                at = first + ahead * PAIR
+                acc = _start_products(hi, even, mine, acc, pair > start, TERMS)
+                _fetch(
+                    a_tiles, b_tiles, even, i0, j0, at, used + STAGES, ahead < pairs, A_T, B_T,
+                    BM, BN, STAGES,
+                )  # fmt: skip
+                acc, odd_hi, odd_lo = _split_meanwhile(
+                    hi, lo, even, mine, acc, odd_hi, odd_lo, odd, used, mine, a_down, b_down, A_T,
+                    B_T, BM, BN, STAGES, LA, LB, W, TERMS,
+                )  # fmt: skip
+                acc = _start_products(odd_hi, odd, mine, acc, True, TERMS)
+                _fetch(
+                    a_tiles, b_tiles, odd, i0, j0, at + BK, used + STAGES, ahead < pairs, A_T,
+                    B_T, BM, BN, STAGES,
+                )  # fmt: skip
+                used += 1
+                coming = used - gl.where(pair + 1 < pairs, 0, 1)
+                acc, hi, lo = _split_meanwhile(
+                    odd_hi, odd_lo, odd, mine, acc, hi, lo, even, coming, used & 1, a_down, b_down,
+                    A_T, B_T, BM, BN, STAGES, LA, LB, W, TERMS,
+                )  # fmt: skip
+            part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
+            total += part * (1.0 + gain * (2 * (stop - start)))
+        gl.thread_barrier()
+        # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
+        wrong = any_of(inside & ((gl.abs(total) < float("inf")) == 0))
+        attempts += 1
+    if doubtful > 0:
+        doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
+    # The smaller factor first: the other way round could overflow where the result does not.
+    a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
+    b_up = gl.convert_layout(inverse(b_down), gl.SliceLayout(0, MMA))[None, :]
+    total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
+    if ROWS == 2:
+        if OUT_T:
+            m = m // 4 * 4
+        else:
+            n = n // 4 * 4
+    out += slice_.to(gl.int64) * m * n  # one matrix a slice
+    if not SHARED:
+        store(
+            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            OUT_T, GRAM, BM, BN, W,
+        )  # fmt: skip
+    if GUARD:
+        if (doubtful > 0) & (wrong == 0):
+            # Others, so that the result may pass through where those were.
+            a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+            b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
+            odd_a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+            odd_b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
+            b_hi = gl.allocate_shared_memory(gl.float16, H_SHAPE, SH)
+            even = (a_s, b_s, a_bars, b_bars, b_hi, b_hi)
+            odd = (odd_a_s, odd_b_s, odd_a_bars, odd_b_bars, b_hi, b_hi)
+            weight = gl.zeros([BM, BN], gl.float32, MMA)
+            for pair in range(zero, pairs):
+                gl.thread_barrier()
+                _fetch_pair(
+                    a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
+                    B_T, BM, BN, STAGES,
+                )  # fmt: skip
+                x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                weight += _weigh(x, y, a_down, b_down, b_hi.index(0), A_T, BM, BN, MMA)
+                x, y = _blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                weight += _weigh(x, y, a_down, b_down, b_hi.index(1), A_T, BM, BN, MMA)
+                used += 1
+            # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
+            enough = _CERTIFIED + length * 0.0078125
+            wrong = any_of(inside & (weight < enough) & (weight != 0))
+        if wrong > 0:
+            gl.thread_barrier()  # whichever thread stored an element is to have done so
+            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
+            again = ieee_tile(
+                a, b, i0, j0, m, n, first, first + length, chunk_pairs * BK, a_row, a_k,
+                b_row, b_k, BM, BN, W,
+            )  # fmt: skip
+            store(
+                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
+            )  # fmt: skip
+    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
+        if wrong == 0:
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
+            )  # fmt: skip
+
+
+def tandem_product(
+    alpha: float,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    beta: float,
+    C: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    terms: int,
+    chunk: int,
+    slices: int,
+    tiling: Tiling,
+    gain: float,
+    guard: bool = True,
+) -> None:
+    """Write α·A·B + β·C (α·A·B where C is None) into ``out``, as ``fused_product`` does.
+
+    ``tiling.bk`` is 32, ``tiling.bm`` 16 a warp; ``tiling.stages`` pairs of blocks of k are on
+    their way at a time. Slices and chunks are of whole pairs.
+    """
+    (m, k), n = A.shape, B.shape[1]
+    pair = 2 * tiling.bk
+    slice_k = ceil_div(ceil_div(k, slices), pair) * pair
+    slices = ceil_div(k, slice_k)
+    a_t, b_t = _is_turned(A), _is_turned(B)
+    result = written_to(slices, C, out)
+    gram = tiling.bm == tiling.bn and is_gram(A, B)
+    b_k, b_row = B.stride()
+    launch(
+        _tandem_kernel,
+        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
+        (A, B, result.read, result.target),
+        (
+            m, n, k, *A.stride(), b_row, b_k, *result.places, slice_k, chunk // pair,
+            tiling.group,
+        ),
+        (alpha, beta, gain) if slices == 1 else (1.0, 0.0, gain),
+        {
+            "HAS_C": result.adds,
+            "ROWS": min(rows_of(result.read), rows_of(result.target)),
+            "A_T": a_t,
+            "B_T": b_t,
+            "OUT_T": result.out_t,
+            "TERMS": terms,
+            "BM": tiling.bm,
+            "BN": tiling.bn,
+            "STAGES": tiling.stages,
+            "GUARD": guard,
+            "GRAM": gram,
+            "SHARED": result.is_shared,
+            "W": tiling.warps,
+        },
+        num_warps=tiling.warps,
+        descriptors=(
+            _described(A, a_t, tiling.bm, tiling.bk),
+            _described(B, b_t, tiling.bk, tiling.bn),
+        ),
+    )  # fmt: skip
+    finish(alpha, result.target, slices, beta, result.added, result.lying)
+
+
+def _is_turned(x: torch.Tensor) -> bool:
+    """Whether columns are contiguous. A single column is, whatever strides it has."""
+    return x.stride(1) != 1 or (x.shape[1] == 1 and x.stride(0) == 1)
+
+
+def _described(x: torch.Tensor, turned: bool, rows: int, cols: int) -> TensorDescriptor:
+    """A descriptor of an operand's tiles of rows by columns."""
+    if turned:
+        x, rows, cols = x.t(), cols, rows
+    return described_rows(x, (x.shape[0], x.shape[1]), x.stride(0), (rows, cols))
