@@ -469,8 +469,8 @@ WAITS = {
     ),
     "no wait for the products of the last block": ("_wait(3, deps", "_wait(6, deps"),
     "no wait for the one product of the last block": ("_wait(1, deps=[high])", "_wait(2, [high])"),
-    "no wait for a block": ("            _arrive(bars, block, STAGES)\n", ""),
-    "the other phase is waited for": ("(number // STAGES) & 1", "(number // STAGES + 1) & 1"),
+    "no wait for a block": ("            arrive(bars, block, STAGES)\n", ""),
+    "the other phase is waited for": ("(bars, block, STAGES)", "(bars, block + STAGES, STAGES)"),
     "fewer bytes are expected": ("2 * BK * TERMS * (BM + BN)", "2 * BK * TERMS * BM"),
     "barriers that the accelerator does not know": ("    fence_async_shared()\n", ""),
     "barriers that other threads do not know": (
@@ -482,7 +482,7 @@ WAITS = {
         "            for block in range(zero, blocks):\n",
     ),
     "phases are counted anew": ("number = blocks + block", "number = block"),
-    "no wait for a block that is read once more": ("_arrive(bars, number, STAGES)\n", "pass\n"),
+    "no wait for a block that is read once more": ("arrive(bars, number, STAGES)\n", "pass\n"),
     "a tile is stored again while it is stored": (
         "            gl.thread_barrier()  # whichever", "            # whichever"
     ),

@@ -154,7 +154,7 @@ WAITS = {
         "3 if TERMS == 2 else 1, deps=[acc, odd_hi",
         "6 if TERMS == 2 else 1, deps=[acc, odd_hi",
     ),
-    "no wait for what comes": ("                _arrive(bars, coming, STAGES)\n", ""),
+    "no wait for what comes": ("                arrive(bars, coming, STAGES)\n", ""),
     "no meeting between pairs that are read once more": (
         "for pair in range(zero, pairs):\n                gl.thread_barrier()\n",
         "for pair in range(zero, pairs):\n",

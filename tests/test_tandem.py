@@ -101,9 +101,7 @@ WAITS = {
         "    fence_async_shared()\n    gl.thread_barrier()\n    return warpgroup_mma_init(part)",
         "    fence_async_shared()\n    return warpgroup_mma_init(part)",
     ),
-    "no wait for what comes": (
-        "    mbarrier.wait(bars.index(stage), (number // STAGES) & 1)\n", ""
-    ),
+    "no wait for what comes": ("    arrive(bars, number, STAGES)\n", ""),
     "terms put where terms are multiplied": (
         "odd_hi, odd_lo, odd, mine, acc, hi, lo, even, coming, used & 1",
         "odd_hi, odd_lo, odd, mine, acc, hi, lo, even, coming, mine",

@@ -29,6 +29,7 @@ from autogemm.kernels.split import Split
 from autogemm.kernels.split_product import CERTIFIED, Tiling
 from autogemm.kernels.warpgroups import (
     any_of,
+    arrive,
     by_tma,
     described_terms,
     ieee_tile,
@@ -54,12 +55,6 @@ def _fetch(
     mbarrier.expect(bar, BYTES, pred=wanted)
     tma.async_copy_global_to_shared(a, [0, i0, at], bar, a_s.index(stage), pred=wanted)
     tma.async_copy_global_to_shared(b, [0, j0, at], bar, b_s.index(stage), pred=wanted)
-
-
-@gluon.jit
-def _arrive(bars, number, STAGES: gl.constexpr):
-    """Wait until block ``number`` of all is there."""
-    mbarrier.wait(bars.index(number % STAGES), (number // STAGES) & 1)
 
 
 @gluon.jit
@@ -197,7 +192,7 @@ def _continuous_kernel(
         high = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
         cross = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
         for block in range(start, stop):
-            _arrive(bars, block, STAGES)
+            arrive(bars, block, STAGES)
             x = _terms(a_s, block, TERMS, BM, BK, STAGES)
             y = _terms(b_s, block, TERMS, BN, BK, STAGES)
             high, cross = _add_products(x, y, high, cross, block > start, TERMS)
@@ -268,7 +263,7 @@ def _continuous_kernel(
                 chunk = (block // chunk_blocks).to(gl.int64)
                 fa = gl.abs(_scale_of_each(a_scales + (chunk * m + i0), i, m - i0)) / a_unit
                 fb = gl.abs(_scale_of_each(b_scales + (chunk * n + j0), j, n - j0)) / b_unit
-                _arrive(bars, number, STAGES)
+                arrive(bars, number, STAGES)
                 x = _terms(a_s, number, TERMS, BM, BK, STAGES).index(0)
                 x = x.load(gl.DotOperandLayout(0, L, 2))
                 y = _terms(b_s, number, TERMS, BN, BK, STAGES).index(0).permute((1, 0))

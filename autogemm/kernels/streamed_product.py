@@ -30,14 +30,18 @@ from autogemm.kernels.split_product import Tiling
 from autogemm.kernels.warpgroups import (
     absolute,
     any_of,
+    arrive,
     by_tma,
     described_rows,
+    described_tiles,
     ieee_tile,
     inverse,
+    is_turned,
     largest,
     origin,
     scale_of,
     store,
+    terms_of,
     weighing,
     written_to,
 )
@@ -67,12 +71,6 @@ def _fetch(
 
 
 @gluon.jit
-def _arrive(bars, number, STAGES: gl.constexpr):
-    """Wait until pair ``number`` of all is there."""
-    mbarrier.wait(bars.index(number % STAGES), (number // STAGES) & 1)
-
-
-@gluon.jit
 def _block(
     a_s, number, half: gl.constexpr, A_T: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
     L: gl.constexpr,
@@ -90,14 +88,6 @@ def _block(
 def _half(b_s, number, half: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr):
     """One half of a term of B's pair of blocks, k by columns."""
     return b_s.index(number % STAGES).slice(half * BK, BK, dim=1).permute((1, 0))
-
-
-@gluon.jit
-def _terms(x, down):
-    """A scaled block as two fp16 terms."""
-    x = x * down[:, None]
-    hi = x.to(gl.float16)
-    return hi, (x - hi.to(gl.float32)).to(gl.float16)
 
 
 @gluon.jit
@@ -204,7 +194,7 @@ def _streamed_kernel(
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
     inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
     first_unit = _scale_of_columns(scales, each, n - j0)
-    _arrive(bars, used, STAGES)
+    arrive(bars, used, STAGES)
     x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
     a_down = scale_of(largest(x, 1))
     doubtful = zero
@@ -226,7 +216,7 @@ def _streamed_kernel(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
                     used, True, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
-                _arrive(bars, used, STAGES)
+                arrive(bars, used, STAGES)
                 most = gl.maximum(most, largest(_block(a_s, used, 0, A_T, BK, STAGES, LA), 1))
                 most = gl.maximum(most, largest(_block(a_s, used, 1, A_T, BK, STAGES, LA), 1))
                 used += 1
@@ -237,12 +227,12 @@ def _streamed_kernel(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR,
                     used + s, s < pairs, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
-            _arrive(bars, used, STAGES)
+            arrive(bars, used, STAGES)
             x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
         total = gl.zeros([BM, BN], gl.float32, MMA)
         unit = first_unit
         scale = scales
-        hi, lo = _terms(x, a_down)
+        hi, lo = terms_of(x, a_down[:, None])
         odd_hi, odd_lo = hi, lo
         for start in range(zero, pairs, chunk_pairs):
             stop = gl.minimum(start + chunk_pairs, pairs)
@@ -264,15 +254,17 @@ def _streamed_kernel(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + ahead * PAIR,
                     used + STAGES - 1, ahead < pairs, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
-                odd_hi, odd_lo = _terms(_block(a_s, used, 1, A_T, BK, STAGES, LA), a_down)
+                x = _block(a_s, used, 1, A_T, BK, STAGES, LA)
+                odd_hi, odd_lo = terms_of(x, a_down[:, None])
                 acc = _add_products(
                     odd_hi, odd_lo, b_hi, b_lo, used, 1, acc, True, BK, TERMS, STAGES
                 )
                 part, hi, lo = warpgroup_mma_wait(3 if TERMS == 2 else 1, deps=[acc, hi, lo])
                 acc = warpgroup_mma_init(part)
                 coming = used + gl.where(pair + 1 < pairs, 1, 0)
-                _arrive(bars, coming, STAGES)
-                hi, lo = _terms(_block(a_s, coming, 0, A_T, BK, STAGES, LA), a_down)
+                arrive(bars, coming, STAGES)
+                x = _block(a_s, coming, 0, A_T, BK, STAGES, LA)
+                hi, lo = terms_of(x, a_down[:, None])
                 used += 1
             part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
             larger = gl.maximum(unit, of_chunk)
@@ -326,7 +318,7 @@ def _streamed_kernel(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
                     used, True, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
-                _arrive(bars, used, STAGES)
+                arrive(bars, used, STAGES)
                 part = _weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
                 part += _weigh(a_s, b_hi, used, 1, a_down, A_T, STAGES, BM, BN, BK, W)
                 of_chunk = _scale_of_columns(
@@ -385,15 +377,10 @@ def streamed_product(
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
     split = split_columns(B, terms=terms, chunk=chunk)
-    # A single column is contiguous along m, whatever stride it has along k.
-    a_t = A.stride(1) != 1 or (k == 1 and A.stride(0) == 1)
+    a_t = is_turned(A)
     result = written_to(slices, C, out)
     b_k, b_row = B.stride()
     wide = 2 * tiling.bk
-    if a_t:
-        a_tiles = described_rows(A, (k, m), A.stride(1), (wide, tiling.bm))
-    else:
-        a_tiles = described_rows(A, (m, k), A.stride(0), (tiling.bm, wide))
     rows, pitch = split.terms.shape
     launch(
         _streamed_kernel,
@@ -421,7 +408,7 @@ def streamed_product(
         num_warps=tiling.warps,
         registers=registers,
         descriptors=(
-            a_tiles,
+            described_tiles(A, a_t, tiling.bm, wide),
             described_rows(split.terms, (rows, k), pitch, (tiling.bn, wide)),
         ),
     )  # fmt: skip

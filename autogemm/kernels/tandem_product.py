@@ -20,7 +20,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
@@ -30,16 +29,19 @@ from autogemm.kernels.split_product import Tiling
 from autogemm.kernels.warpgroups import (
     absolute,
     any_of,
+    arrive,
     by_tma,
-    described_rows,
+    described_tiles,
     ieee_tile,
     in_registers,
     in_shared,
     inverse,
+    is_turned,
     largest,
     origin,
     scale_of,
     store,
+    terms_of,
     written_to,
 )
 
@@ -110,9 +112,8 @@ def _fetch_pair(
 @gluon.jit
 def _arrived(bars, x_s, number, STAGES: gl.constexpr):
     """Block ``number`` of its kind, once it is there."""
-    stage = number % STAGES
-    mbarrier.wait(bars.index(stage), (number // STAGES) & 1)
-    return x_s.index(stage)
+    arrive(bars, number, STAGES)
+    return x_s.index(number % STAGES)
 
 
 @gluon.jit
@@ -136,14 +137,6 @@ def _blocks(
 
 
 @gluon.jit
-def _terms(x, down):
-    """A scaled block as two fp16 terms."""
-    x = x * down
-    hi = x.to(gl.float16)
-    return hi, (x - hi.to(gl.float32)).to(gl.float16)
-
-
-@gluon.jit
 def _put(y, to, A_T: gl.constexpr, BN: gl.constexpr):
     """Write a block of B's to shared memory, along k as A's lies in registers."""
     if A_T:
@@ -157,7 +150,7 @@ def _put_terms(
     y, down, kind, buffer, A_T: gl.constexpr, BN: gl.constexpr, TERMS: gl.constexpr
 ):  # fmt: skip
     _a_s, _b_s, _a_bars, _b_bars, b_hi, b_lo = kind
-    hi, lo = _terms(y, down[None, :])
+    hi, lo = terms_of(y, down[None, :])
     _put(hi, b_hi.index(buffer), A_T, BN)
     if TERMS == 2:
         _put(lo, b_lo.index(buffer), A_T, BN)
@@ -193,7 +186,7 @@ def _split_meanwhile(
     part, other_hi, other_lo = warpgroup_mma_wait(
         3 if TERMS == 2 else 1, deps=[acc, other_hi, other_lo]
     )
-    other_hi, other_lo = _terms(x, a_down[:, None])
+    other_hi, other_lo = terms_of(x, a_down[:, None])
     fence_async_shared()
     gl.thread_barrier()
     return warpgroup_mma_init(part), other_hi, other_lo
@@ -322,7 +315,7 @@ def _tandem_kernel(
                 )  # fmt: skip
             x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
         total = gl.zeros([BM, BN], gl.float32, MMA)
-        hi, lo = _terms(x, a_down[:, None])
+        hi, lo = terms_of(x, a_down[:, None])
         odd_hi, odd_lo = hi, lo
         _put_terms(y, b_down, even, used & 1, A_T, BN, TERMS)
         fence_async_shared()
@@ -446,7 +439,7 @@ def tandem_product(
     pair = 2 * tiling.bk
     slice_k = ceil_div(ceil_div(k, slices), pair) * pair
     slices = ceil_div(k, slice_k)
-    a_t, b_t = _is_turned(A), _is_turned(B)
+    a_t, b_t = is_turned(A), is_turned(B)
     result = written_to(slices, C, out)
     gram = tiling.bm == tiling.bn and is_gram(A, B)
     b_k, b_row = B.stride()
@@ -476,20 +469,8 @@ def tandem_product(
         },
         num_warps=tiling.warps,
         descriptors=(
-            _described(A, a_t, tiling.bm, tiling.bk),
-            _described(B, b_t, tiling.bk, tiling.bn),
+            described_tiles(A, a_t, tiling.bm, tiling.bk),
+            described_tiles(B, b_t, tiling.bk, tiling.bn),
         ),
     )  # fmt: skip
     finish(alpha, result.target, slices, beta, result.added, result.lying)
-
-
-def _is_turned(x: torch.Tensor) -> bool:
-    """Whether columns are contiguous. A single column is, whatever strides it has."""
-    return x.stride(1) != 1 or (x.shape[1] == 1 and x.stride(0) == 1)
-
-
-def _described(x: torch.Tensor, turned: bool, rows: int, cols: int) -> TensorDescriptor:
-    """A descriptor of an operand's tiles of rows by columns."""
-    if turned:
-        x, rows, cols = x.t(), cols, rows
-    return described_rows(x, (x.shape[0], x.shape[1]), x.stride(0), (rows, cols))

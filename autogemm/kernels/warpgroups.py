@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from autogemm.kernels.launch import REMEMBERED, ceil_div
@@ -97,6 +98,20 @@ def largest(x, axis: gl.constexpr):
 def absolute(x, down):
     """|hi|, 0 for nothing but zeros, so that a sum of 0 proves that all products are."""
     return gl.where(x != 0, gl.maximum(gl.abs(x * down), _SMALLEST_HALF), 0.0).to(gl.float16)
+
+
+@gluon.jit
+def terms_of(x, down):
+    """A block times its scales as two fp16 terms."""
+    x = x * down
+    hi = x.to(gl.float16)
+    return hi, (x - hi.to(gl.float32)).to(gl.float16)
+
+
+@gluon.jit
+def arrive(bars, number, STAGES: gl.constexpr):
+    """Wait until the copies of number ``number`` of all are there."""
+    mbarrier.wait(bars.index(number % STAGES), (number // STAGES) & 1)
 
 
 @gluon.jit
@@ -258,6 +273,18 @@ def described_rows(
     if extents[0] == 1:  # the stride over a single row means nothing, but must be a legal one
         pitch = ceil_div(extents[1], 8) * 8
     return _unchecked(x, list(extents), [pitch, 1], list(tile))
+
+
+def is_turned(x: torch.Tensor) -> bool:
+    """Whether columns are contiguous. A single column is, whatever strides it has."""
+    return x.stride(1) != 1 or (x.shape[1] == 1 and x.stride(0) == 1)
+
+
+def described_tiles(x: torch.Tensor, turned: bool, rows: int, cols: int) -> TensorDescriptor:
+    """A descriptor of an operand's tiles of rows by columns."""
+    if turned:
+        x, rows, cols = x.t(), cols, rows
+    return described_rows(x, (x.shape[0], x.shape[1]), x.stride(0), (rows, cols))
 
 
 def described_terms(
