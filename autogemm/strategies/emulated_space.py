@@ -57,8 +57,8 @@ TILES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
         (64, 16, 64, 4, 3),
         (16, 64, 64, 4, 3),
     ),
-    # It gains where slices are long; smaller tiles read too much for it (H200).
-    "tandem": ((128, 128, 32, 8, 2),),
+    # It gains where slices are long (H200).
+    "tandem": ((128, 128, 32, 8, 2), (128, 64, 32, 8, 3), (64, 64, 32, 4, 2)),
 }
 """(bm, bn, bk, warps, stages), in form ``tandem`` stages of two blocks of k; below 64 rows the
 product is computed transposed."""
@@ -83,6 +83,7 @@ _CHUNKS = {
     ("fused", "fp16x3"): (64, 128, 256, 512),
     ("fused", "fp16"): (512, 2048),
     ("tandem", "fp16x3"): (128, 256, 512),
+    ("tandem", "fp16"): (512, 2048),
     ("streamed", "fp16x3"): (256, 512),
     ("streamed", "fp16"): (512, 2048),
 }
@@ -125,6 +126,8 @@ def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
     for form, method in _CHUNKS:
         for bm, bn, bk, warps, stages in TILES.get(form, ()):
             if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
+                continue
+            if form == "tandem" and not _suits_tandem(problem, device, method, bm, bn):
                 continue
             for slices in _slices(problem, device, bm, bn, bk):
                 for chunk in _chunks(form, method, -(-problem.k // slices)):
@@ -274,6 +277,13 @@ def _fits(block: int, extent: int) -> bool:
 def _no_larger(block: int, extent: int) -> int:
     """The block, or the power of two that covers the extent where that is smaller."""
     return min(block, max(16, 1 << (extent - 1).bit_length()))
+
+
+def _suits_tandem(problem: Problem, device: Device, method: str, bm: int, bn: int) -> bool:
+    """Two terms read too much in smaller tiles; one is split beforehand where tiles are many."""
+    if method == "fp16x3":
+        return min(bm, bn) == 128
+    return 2 * tiles_of(problem, bm, bn) <= device.units
 
 
 def _chunks(form: str, method: str, k: int) -> Iterator[int]:
