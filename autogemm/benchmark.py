@@ -120,23 +120,26 @@ def _best_seconds(call: Callable[[], object], where: torch.device) -> float:
 
 
 def retime(
-    entry: Entry, device: Device, where: torch.device, ceilings: Ceilings | None
-) -> Iterator[Result]:
+    entry: Entry, device: Device, where: torch.device, ceilings: Ceilings | None, *,
+    level: str | None = None, mode: str | None = None,
+) -> Iterator[Result]:  # fmt: skip
     """Re-time every level of an entry against its baseline, in each mode the device has.
 
     ``graph`` and ``eager`` compare what the table chose between: bound strategies. ``call``
     compares what a user writes, ``autogemm.gemm`` and plain ``torch.addmm``, host included.
-    Left out is what ``unable`` names.
+    Left out is what ``unable`` names, and what is not of the ``level`` or ``mode`` asked for.
     """
     problem, left_out = entry.problem, unable(entry, device)
     errors = {row.candidate: row.error for row in entry.measured}
-    modes = ("graph", "eager", "call") if device.has_cuda else ("eager", "call")
+    here = MODES if device.has_cuda else MODES[1:]
+    modes = [each for each in here if mode in (None, each)]
+    chosen = {each: of for each, of in entry.choices.items() if level in (None, each)}
     with Workbench.open(problem, device, where, check=False) as bench:
         for mode in modes:
             timer = bench.graph if mode == "graph" else bench.eager
             runs: dict[Candidate, Run] = {}
             contests: dict[str, tuple[Candidate, Candidate, Candidate]] = {}
-            for level, choices in entry.choices.items():
+            for level, choices in chosen.items():
                 if not choices or level in left_out:
                     continue
                 choice = (choices.get(mode) or list(choices.values())[-1]).candidate
@@ -168,6 +171,10 @@ def retime(
                     roofline=None if ceilings is None else ceilings.seconds(problem) * 1e6 / us,
                     error=errors.get(choice),
                 )  # fmt: skip
+
+
+MODES = ("graph", "eager", "call")
+"""In which ways a product is timed; graphs are of GPUs."""
 
 
 def unable(entry: Entry, device: Device) -> dict[str, str]:

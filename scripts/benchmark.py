@@ -36,6 +36,7 @@ from autogemm.device import (
 )
 from autogemm.errors import AutogemmError
 from autogemm.overhead import launch_costs, overhead
+from autogemm.precision import LEVELS
 from autogemm.problem import DTYPE_NAMES, DTYPES
 from autogemm.report import geomean, text_table
 from autogemm.shapes import read_shapes
@@ -53,6 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this")
     parser.add_argument("--sample", type=int, metavar="N", help="re-time N entries drawn at random")
     parser.add_argument("--dtype", choices=DTYPES, help="re-time entries of this type only")
+    parser.add_argument("--precision", choices=LEVELS, help="re-time choices of this level only")
+    parser.add_argument("--mode", choices=benchmark.MODES, help="time in this way only")
     parser.add_argument(
         "--guard", action="store_true", help="what the guard of emulated float32 costs"
     )
@@ -290,10 +293,19 @@ def show_times(
     with torch.no_grad():
         ceilings = benchmark.measure_ceilings(device, where)
         results, code = collected(
-            lambda entry: benchmark.retime(entry, device, where, ceilings),
+            lambda entry: benchmark.retime(
+                entry, device, where, ceilings, level=options.precision, mode=options.mode
+            ),
             tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1),
             options.budget,
         )
+    if not results and not code:
+        asked = " ".join(
+            f"--{name} {value}" for name in ("dtype", "precision", "mode")
+            if (value := getattr(options, name))
+        )  # fmt: skip
+        print(f"{asked or 'the table'}: there is nothing to time on {device}", file=sys.stderr)
+        return 1
     results.sort(key=lambda r: (str(r.problem.dtype), r.level, r.mode, r.problem.flops))
     print(
         text_table(

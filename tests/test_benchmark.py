@@ -183,6 +183,25 @@ def test_a_tuned_problem_is_timed_again_at_each_level_as_bound_and_as_called(
         assert r.candidate == (AXPBY if r.level == "highest" else FULL)
 
 
+@pytest.mark.parametrize(
+    ("asked", "timed"),
+    [
+        ({"level": "high"}, {("high", "eager"), ("high", "call")}),
+        ({"mode": "call"}, {("highest", "call"), ("high", "call")}),
+        ({"level": "highest", "mode": "eager"}, {("highest", "eager")}),
+        ({"level": "medium"}, set()),
+        ({"mode": "graph"}, set()),
+    ],
+)
+def test_one_level_or_mode_is_timed_alone(
+    asked: dict[str, str], timed: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "_ROUNDS", 3)
+    with torch.no_grad():
+        results = list(retime(cpu_entry(), device_of(CPU), CPU, None, **asked))
+    assert {(r.level, r.mode) for r in results} == timed
+
+
 def test_an_entry_without_choices_has_nothing_to_time_again() -> None:
     for choices in ({}, {"highest": {}}):
         assert list(retime(cpu_entry(choices=choices), device_of(CPU), CPU, None)) == []
@@ -316,6 +335,18 @@ def test_the_script_times_this_machines_table_again(
     assert len(facts["results"]) == 4
     assert all(math.isfinite(r["ratio"]) for r in facts["results"])
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_script_says_where_nothing_is_to_be_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        benchmark, "measure_ceilings", lambda device, where: Ceilings({"float32": 1e9}, 1e9)
+    )
+    write_for_this_cpu(tmp_path, cpu_entry())
+    only = ("--precision", "medium", "--mode", "call")
+    assert script(monkeypatch, "--device", "cpu", "--db", str(tmp_path), *only) == 1
+    assert "--precision medium --mode call: there is nothing to time" in capsys.readouterr().err
 
 
 def test_without_a_table_the_script_says_what_to_do(
