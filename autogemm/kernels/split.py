@@ -65,10 +65,11 @@ def _extremes(a_high, a_low, a_any, b_high, b_low, b_any):
 
 @triton.jit
 def _split_block(
-    block, x, terms, scales, rows, k, x_row, x_k, pitch, bias, ORDER: tl.constexpr,
-    ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr, R: tl.constexpr,
-    CHUNK: tl.constexpr,
+    block, x, terms, scales, rows, k, count, x_step, x_row, x_k, pitch, bias,
+    ORDER: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr,
+    R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
+    """Split block ``block`` of ``count`` matrices, ``x_step`` elements apart."""
     if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
         rows = rows // 4 * 4
         k = k // 4 * 4
@@ -76,7 +77,13 @@ def _split_block(
             x_row = x_row // 4 * 4
         elif ORDER == 2:
             x_k = x_k // 4 * 4
+        x_step = x_step // 4 * 4
     pitch = pitch // 8 * 8  # zeros fill the rows up to it
+    of_matrix = tl.cdiv(rows, R) * tl.cdiv(k, CHUNK)
+    matrix = (block // of_matrix).to(tl.int64)
+    block = block % of_matrix
+    x += matrix * x_step
+    all_rows = rows.to(tl.int64) * count
     # Neighbours in memory go to neighbouring programs.
     if ORDER == 2:
         across = tl.cdiv(rows, R)
@@ -119,27 +126,29 @@ def _split_block(
     if TERMS == 2:
         hi = tl.where(special, 0.0, hi)
         lo = ((scaled - hi.to(tl.float32)) * LOW_UNIT).to(tl.float16)
-    terms += first_row.to(tl.int64) * pitch + first_k
+    terms += (matrix * rows + first_row) * pitch + first_k
     at = terms + (r[:, None] * pitch + c[None, :])
     kept = (r < rows - first_row)[:, None] & (c < pitch - first_k)[None, :]
     tl.store(at, hi, mask=kept)
     if TERMS == 2:
-        tl.store(at + rows.to(tl.int64) * pitch, lo, mask=kept)
+        tl.store(at + all_rows * pitch, lo, mask=kept)
     scale = ((127 + bias + exponent) << 23).to(tl.float32, bitcast=True)
     scale = tl.where(highest > 0, scale, 0.0)
     # The sign is the flag: this stretch holds something that its terms do not hold in full.
     scale = tl.where(odd, -tl.maximum(scale, 2.0**-126), scale)
-    scales += chunk.to(tl.int64) * rows + first_row
+    scales += chunk * all_rows + matrix * rows + first_row
     tl.store(scales + r, scale, mask=r < rows - first_row)
 
 
 @triton.jit(
     do_not_specialize=[
-        "m", "a_row", "a_k", "n", "b_row", "b_k", "k", "pitch", "blocks", "a_bias", "b_bias",
+        "m", "a_count", "a_step", "a_row", "a_k", "n", "b_count", "b_step", "b_row", "b_k", "k",
+        "pitch", "blocks", "a_bias", "b_bias",
     ]
 )  # fmt: skip
 def _split_kernel(
-    a, b, terms, scales, m, a_row, a_k, n, b_row, b_k, k, pitch, blocks, a_bias, b_bias,
+    a, b, terms, scales, m, a_count, a_step, a_row, a_k, n, b_count, b_step, b_row, b_k, k, pitch,
+    blocks, a_bias, b_bias,
     A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
     B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr, R: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -147,14 +156,15 @@ def _split_kernel(
     block = tl.program_id(0)
     if block < blocks:
         _split_block(
-            block, a, terms, scales, m, k, a_row, a_k, pitch, a_bias, A_ORDER, A_ALIGNED, TERMS,
-            LOW_UNIT, R, CHUNK,
+            block, a, terms, scales, m, k, a_count, a_step, a_row, a_k, pitch, a_bias, A_ORDER,
+            A_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
         )  # fmt: skip
     else:
+        a_rows = m.to(tl.int64) * a_count
         _split_block(
-            block - blocks, b, terms + TERMS * m.to(tl.int64) * (pitch // 8 * 8),
-            scales + tl.cdiv(k, CHUNK).to(tl.int64) * m, n, k, b_row, b_k, pitch, b_bias, B_ORDER,
-            B_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
+            block - blocks, b, terms + TERMS * a_rows * (pitch // 8 * 8),
+            scales + tl.cdiv(k, CHUNK) * a_rows, n, k, b_count, b_step, b_row, b_k, pitch, b_bias,
+            B_ORDER, B_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
         )  # fmt: skip
 
 
@@ -163,7 +173,8 @@ class Split:
     """The terms and scales of both operands."""
 
     terms: torch.Tensor
-    """fp16, k contiguous, rows 16-byte aligned: A's hi (m rows), A's lo, B's hi (n), B's lo."""
+    """fp16, k contiguous, rows 16-byte aligned: A's hi (m rows), A's lo, B's hi (n), B's lo. The
+    rows of a batch's matrices follow one another; one that all products share is there once."""
     scales: torch.Tensor
     """float32, of A (chunks, m), then of B (chunks, n): 2^(e + bias), e the exponent of the
     stretch's largest finite magnitude and bias from ``SCALE_BIASES``, 0 where it has none;
@@ -173,23 +184,31 @@ class Split:
 def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> Split:
     """Split the rows of A (m, k) and the columns of B (k, n), float32 with any strides.
 
-    ``terms`` is 1 or 2, ``chunk`` a power of two from 64 to 2048.
+    Or those of batches (batch, m, k) and (batch, k, n). ``terms`` is 1 or 2, ``chunk`` a power of
+    two from 64 to 2048.
     """
-    (m, k), n = A.shape, B.shape[1]
+    m, k, n = *A.shape[-2:], B.shape[-1]
+    a_count, b_count = count_of(A), count_of(B)
     pitch, chunks, launches = _cut(
-        m, n, k, A.stride(), B.stride(), A.data_ptr() % 16 == 0, B.data_ptr() % 16 == 0, terms,
-        chunk,
-    )
-    buffer = torch.empty((m + n) * terms, pitch, dtype=torch.float16, device=A.device)
-    scales = torch.empty(chunks * (m + n), dtype=torch.float32, device=A.device)
+        m, n, k, a_count, b_count, A.stride(), B.stride(), A.data_ptr() % 16 == 0,
+        B.data_ptr() % 16 == 0, terms, chunk,
+    )  # fmt: skip
+    a_rows, b_rows = a_count * m, b_count * n
+    buffer = torch.empty((a_rows + b_rows) * terms, pitch, dtype=torch.float16, device=A.device)
+    scales = torch.empty(chunks * (a_rows + b_rows), dtype=torch.float32, device=A.device)
     for which, blocks, integers, constants, warps in launches:
         tensors = (A, B, buffer, scales)
         if which == "A":
             tensors = (A, A, buffer, scales)
         elif which == "B":
-            tensors = (B, B, buffer[terms * m :], scales[chunks * m :])
+            tensors = (B, B, buffer[terms * a_rows :], scales[chunks * a_rows :])
         launch(_split_kernel, blocks, tensors, integers, (), constants, num_warps=warps)
     return Split(buffer, scales)
+
+
+def count_of(x: torch.Tensor) -> int:
+    """How many matrices are there: 1 also where a batch is one expanded."""
+    return 1 if x.ndim == 2 or x.stride(0) == 0 else x.shape[0]
 
 
 def split_columns(B: torch.Tensor, *, terms: int, chunk: int) -> Split:
@@ -212,59 +231,71 @@ def split_columns(B: torch.Tensor, *, terms: int, chunk: int) -> Split:
 
 _Launch = tuple[str, int, tuple[int, ...], dict[str, int | bool | float], int]
 """What is split, programs, integers, constants, warps."""
-_Operand = tuple[int, int, int, int, bool]
-"""Rows, their stride, k's stride, the bias of scales, whether at a multiple of 16 bytes."""
+_Operand = tuple[int, int, int, int, int, int, bool]
+"""Rows, matrices, their stride, that of rows, that of k, the bias of scales, whether at a multiple
+of 16 bytes."""
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _cut(
-    m: int, n: int, k: int, a_strides: tuple[int, int], b_strides: tuple[int, int],
-    a_aligned: bool, b_aligned: bool, terms: int, chunk: int,
+    m: int, n: int, k: int, a_count: int, b_count: int, a_strides: tuple[int, ...],
+    b_strides: tuple[int, ...], a_aligned: bool, b_aligned: bool, terms: int, chunk: int,
 ) -> tuple[int, int, list[_Launch]]:  # fmt: skip
     """Terms' pitch, chunks of k, and launches. ``_aligned``: whether at a multiple of 16 bytes."""
-    (a_row, a_k), (b_k, b_row) = a_strides, b_strides
-    a = (m, a_row, a_k, SCALE_BIASES[0], a_aligned)
-    b = (n, b_row, b_k, SCALE_BIASES[1], b_aligned)
+    a_step, a_row, a_k = (0, *a_strides)[-3:]
+    b_step, b_k, b_row = (0, *b_strides)[-3:]
+    a = (m, a_count, a_step, a_row, a_k, SCALE_BIASES[0], a_aligned)
+    b = (n, b_count, b_step, b_row, b_k, SCALE_BIASES[1], b_aligned)
     pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
-    if _order(a_row, a_k) == _order(b_row, b_k) or (m + n) * k < _APART:
+    if _order(a_row, a_k) == _order(b_row, b_k) or (a_count * m + b_count * n) * k < _APART:
         return pitch, chunks, [_one("both", a, b, k, terms, chunk, 2048.0)]
     apart = [("A", a), ("B", b)]
-    return pitch, chunks, [_one(x, of, (0, *of[1:]), k, terms, chunk, 2048.0) for x, of in apart]
+    return pitch, chunks, [_one(x, of, _none(of), k, terms, chunk, 2048.0) for x, of in apart]
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _cut_one(
     rows: int, row: int, k_stride: int, k: int, aligned: bool, terms: int, chunk: int
 ) -> _Launch:
-    operand = (rows, row, k_stride, _UNSCALED, aligned)
-    return _one("B", operand, (0, *operand[1:]), k, terms, chunk, 1.0)
+    operand = (rows, 1, 0, row, k_stride, _UNSCALED, aligned)
+    return _one("B", operand, _none(operand), k, terms, chunk, 1.0)
+
+
+def _none(operand: _Operand) -> _Operand:
+    """No rows, that lie as this operand's do."""
+    return (0, *operand[1:])
 
 
 def _one(
     which: str, first: _Operand, second: _Operand, k: int, terms: int, chunk: int, low_unit: float
 ) -> _Launch:
-    rows, row, stride, bias, at_16 = first
-    rows_2, row_2, stride_2, bias_2, at_16_2 = second
+    rows, count, step, row, stride, bias, at_16 = first
+    rows_2, count_2, step_2, row_2, stride_2, bias_2, at_16_2 = second
     order, order_2 = _order(row, stride), _order(row_2, stride_2)
     if order == order_2:
-        by_chunk = _ROWS_IF_LARGE if (rows + rows_2) * k >= _LARGE else _ROWS
+        by_chunk = _ROWS_IF_LARGE if (count * rows + count_2 * rows_2) * k >= _LARGE else _ROWS
         stretches, warps = by_chunk[chunk][order != 1]
     else:
         stretches, warps = _TOGETHER[chunk] // chunk, _TOGETHER[chunk] // 512
     pitch, chunks = ceil_div(k, 8) * 8, ceil_div(k, chunk)
-    blocks = ceil_div(rows, stretches) * chunks
-    integers = (rows, row, stride, rows_2, row_2, stride_2, k, pitch, blocks, bias, bias_2)
+    blocks = count * ceil_div(rows, stretches) * chunks
+    blocks_2 = count_2 * ceil_div(rows_2, stretches) * chunks
+    integers = (
+        rows, count, step, row, stride, rows_2, count_2, step_2, row_2, stride_2, k, pitch, blocks,
+        bias, bias_2,
+    )  # fmt: skip
     constants = {
         "A_ORDER": order,
         "B_ORDER": order_2,
-        "A_ALIGNED": order > 0 and bool(at_16) and _in_fours(row, stride, rows, k),
-        "B_ALIGNED": order_2 > 0 and bool(at_16_2) and _in_fours(row_2, stride_2, rows_2, k),
+        "A_ALIGNED": order > 0 and bool(at_16) and _in_fours(step, row, stride, rows, k),
+        "B_ALIGNED": order_2 > 0 and bool(at_16_2)
+        and _in_fours(step_2, row_2, stride_2, rows_2, k),
         "TERMS": terms,
         "LOW_UNIT": low_unit,
         "R": stretches,
         "CHUNK": chunk,
     }
-    return which, blocks + ceil_div(rows_2, stretches) * chunks, integers, constants, warps
+    return which, blocks + blocks_2, integers, constants, warps
 
 
 def _order(row: int, k: int) -> int:
@@ -274,5 +305,6 @@ def _order(row: int, k: int) -> int:
     return 2 if row == 1 and k < _FAR_K else 0
 
 
-def _in_fours(row: int, k_stride: int, rows: int, k: int) -> bool:
-    return 1 in (row, k_stride) and max(row, k_stride) % 4 == 0 and rows % 4 == 0 and k % 4 == 0
+def _in_fours(step: int, row: int, k_stride: int, rows: int, k: int) -> bool:
+    unit, *others = sorted((row, k_stride))
+    return unit == 1 and all(extent % 4 == 0 for extent in (step, *others, rows, k))
