@@ -486,7 +486,7 @@ WAITS = {
     "a tile is stored again while it is stored": (
         "            gl.thread_barrier()  # whichever", "            # whichever"
     ),
-    "more blocks than there are to begin with": ("s, s < blocks, BYTES", "s, True, BYTES"),
+    "more blocks than there are to begin with": ("s < blocks, BYTES", "True, BYTES"),
 }  # fmt: skip
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from gluon_stand_in import fixture_for
 from test_kernels import ON_GPU, PLACE, emulated, gpu_problem, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, seeded
 from autogemm.grading.oracle import truth_of
+from autogemm.problem import contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 
 fused = importlib.import_module("autogemm.kernels.fused_product")
@@ -22,11 +24,24 @@ fused = importlib.import_module("autogemm.kernels.fused_product")
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 STRATEGY = BY_NAME["emulated_fp32"]
-CANDIDATES = [
+FUSED = [
     emulated("fused", "fp16x3", chunk=32),
     emulated("fused", "fp16x3", bm=16, bk=64),
     emulated("fused", "fp16", bn=16, chunk=512),
 ]
+CONTINUOUS = [
+    candidate
+    for candidate in (
+        emulated("continuous", "fp16x3", chunk=64),
+        emulated("continuous", "fp16", bn=128, bk=64, chunk=512),
+    )
+    if not STRATEGY.reasons_not(
+        contiguous_problem(64, 64, 64, torch.float32, device_type="cuda", batch=2), here(),
+        candidate.kwargs,
+    )
+]  # fmt: skip
+CANDIDATES = FUSED + CONTINUOUS
+kernel = fixture_for("continuous_product")
 # (batch, m, n, k): odd wherever the layout leaves an extent free.
 SIZES = {
     "nn": (3, 67, 20, 40),
@@ -84,7 +99,7 @@ def test_a_batch_has_the_bits_of_its_single_products(candidate: Candidate) -> No
         assert torch.equal(found, run(candidate, a, b))
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES[:2], ids=str)
+@pytest.mark.parametrize("candidate", [*FUSED[:2], *CONTINUOUS], ids=str)
 def test_matrices_may_be_shared_or_lie_between_each_other(candidate: Candidate) -> None:
     A, B = operands("nn", 3, 20, 24, 40)
     exact = run(candidate, A, B)
@@ -119,17 +134,44 @@ def test_what_one_matrix_holds_is_nothing_to_its_neighbours(
         monkeypatch.setattr(fused, "ieee_tile", counted)
     _, m, n, k = SIZES[layout]
     A, B = operands(layout, 3, m, n, k)
-    ordinary = run(CANDIDATES[0], A, B)
+    ordinary = run(FUSED[0], A, B)
     assert not again
     C = torch.zeros_like(ordinary)
     for x in (A, B, C):
         x[1] = value
-    result = run(CANDIDATES[0], A, B, C)
+    result = run(FUSED[0], A, B, C)
     assert torch.equal(result[::2], ordinary[::2])
     assert torch.equal(result[1].isnan(), (A[1] @ B[1] + C[1]).isnan())
     assert not result[1].isfinite().any()
     tiles = 0 if value == HUGE else -(-m // 64) * -(-n // 64)
     assert ON_GPU or len(again) == tiles, "no tile of another"
+
+
+@pytest.mark.parametrize("value", [math.inf, HUGE, math.nan])
+@pytest.mark.parametrize("layout", SIZES)
+@pytest.mark.parametrize("candidate", CONTINUOUS, ids=str)
+def test_what_is_split_of_one_matrix_is_nothing_to_its_neighbours(
+    candidate: Candidate, layout: str, value: float
+) -> None:
+    """Tiles reach beyond a matrix's rows and columns, over those of the next."""
+    A, B = operands(layout, 3, *SIZES[layout][1:])
+    ordinary = run(candidate, A, B)
+    for x in (A, B):
+        x[1] = value
+    result = run(candidate, A, B)
+    assert torch.equal(result[::2], ordinary[::2])
+    assert torch.equal(result[1].isnan(), (A[1] @ B[1]).isnan())
+    assert not result[1].isfinite().any()
+
+
+@pytest.mark.parametrize("candidate", CONTINUOUS, ids=str)
+def test_matrices_that_are_split_beforehand_begin_where_they_like(candidate: Candidate) -> None:
+    A, B = operands("nn", 2, 20, 24, 40)
+    apart = A.new_empty(2, 20 * 40 + 3)[:, 1 : 20 * 40 + 1].view(2, 20, 40).copy_(A)
+    exact = run(candidate, A, B)
+    assert torch.equal(run(candidate, apart, B), exact)
+    wide = B.new_empty(2, 40, 48)[..., ::2].copy_(B)
+    assert torch.equal(run(candidate, A, wide), exact)
 
 
 @pytest.mark.parametrize("name", ["rows_grow", "late_outliers", "sizes_differ", "cancellation"])
@@ -153,13 +195,14 @@ def test_the_bound_holds_on_hostile_batches(name: str) -> None:
         assert serve(candidate, -0.75, A, B, 0.0, None, "new", truth)
 
 
-def test_without_its_guard_a_batch_would_break_its_bound() -> None:
+@pytest.mark.parametrize("candidate", [FUSED[0], *CONTINUOUS[:1]], ids=str)
+def test_without_its_guard_a_batch_would_break_its_bound(candidate: Candidate) -> None:
     A, B = operands("nn", 2, 20, 24, 72)
     A[1, 3, 1:] *= 2.0**-40
     B[1, 0] = 0.0
     problem = gpu_problem(A, B, None, None, 0.0)
     truth = truth_of(1.0, A.cpu(), B.cpu(), 0.0, None)
-    params = CANDIDATES[0].kwargs
+    params = candidate.kwargs
     guarded, bare = (
         STRATEGY.bind(problem, here(), params, guard=guard)(1.0, A, B, 0.0, None, None).cpu()
         for guard in (True, False)
@@ -169,11 +212,11 @@ def test_without_its_guard_a_batch_would_break_its_bound() -> None:
         truth.check(bare, STRATEGY.bound(problem, params))
 
 
-def test_matrices_that_do_not_begin_at_16_bytes_are_refused() -> None:
+def test_matrices_that_do_not_begin_at_16_bytes_are_not_for_the_fused_form() -> None:
     A, B = operands("nn", 2, 20, 24, 40)
     apart = A.new_empty(2, 20 * 40 + 2)[:, : 20 * 40].view(2, 20, 40)
     for a, b in ((apart, B), (A[..., ::2], B[:, ::2])):
         problem = gpu_problem(a, b, None, None, 0.0)
-        for candidate in CANDIDATES:
+        for candidate in FUSED:
             (reason,) = STRATEGY.reasons_not(problem, here(), candidate.kwargs)
             assert "16-byte aligned with one contiguous extent" in reason

@@ -423,15 +423,16 @@ def test_a_tile_of_the_streamed_form_is_narrow_where_the_smaller_operand_is() ->
     assert STRATEGY.reasons_not(problem(16, 4096), GPU, {**narrow, "bm": 16, "bn": 64}) == []
 
 
-def test_batches_are_for_the_fused_form_with_k_whole() -> None:
+def test_batches_are_for_two_forms_with_k_whole() -> None:
     for changed, word in (
         ({}, None),
         ({"bm": 16}, None),
-        ({"form": "split", "bk": 64}, "batches are for 'fused'"),
-        ({"form": "continuous"}, "batches are for 'fused'"),
-        ({"form": "tandem"}, "batches are for 'fused'"),
-        ({"form": "streamed"}, "batches are for 'fused'"),
+        ({"form": "continuous", "bk": 64}, None),
+        ({"form": "split", "bk": 64}, "batches are for 'fused' and 'continuous'"),
+        ({"form": "tandem"}, "batches are for 'fused' and 'continuous'"),
+        ({"form": "streamed"}, "batches are for 'fused' and 'continuous'"),
         ({"slices": 2}, "k is whole in batches"),
+        ({"form": "continuous", "slices": 2}, "k is whole in batches"),
     ):
         reasons = STRATEGY.reasons_not(problem(batch=12), GPU, {**FUSED, **changed})
         assert reasons == [] if word is None else word in reasons[0]
@@ -669,20 +670,24 @@ def test_a_neighbours_streamed_tile_is_turned_and_fitted() -> None:
     ("batch", "m", "n", "k"),
     [(16, 512, 512, 512), (96, 1024, 1024, 64), (96, 1024, 64, 1024), (2, 20, 4096, 100)],
 )
-def test_batches_have_some_candidates_that_need_no_workspace(
+def test_batches_have_some_candidates_and_some_that_need_no_workspace(
     batch: int, m: int, n: int, k: int
 ) -> None:
     where = problem(m, n, k, batch=batch)
     space = list(STRATEGY.space(where, GPU))
     found = STRATEGY.candidates(where, GPU)
-    assert 5 <= len(found) == len(space) <= 60
+    assert 5 <= len(found) == len(space) <= 90
+    fused = [candidate for candidate in found if candidate.kwargs["form"] == "fused"]
+    assert 5 <= len(fused) <= 60
     assert {candidate.kwargs["method"] for candidate in found} == {"fp16x3", "fp16"}
     for level in ("highest", "high"):
         fits = [Tolerance(level).admits(STRATEGY.bound(where, c.kwargs), torch.float32, k)
                 for c in found]  # fmt: skip
         assert sum(fits) >= 5
     for candidate in found:
-        assert STRATEGY.workspace_bytes(where, candidate.kwargs) == 0
+        needed = STRATEGY.workspace_bytes(where, candidate.kwargs)
+        assert needed >= (0 if candidate in fused else 2 * batch * (m + n) * k)
+        assert needed == 0 or candidate not in fused
         single = STRATEGY.bound(replace(where, batch=1), candidate.kwargs)
         assert STRATEGY.bound(where, candidate.kwargs) == single
         assert STRATEGY.launches(where) == 1
@@ -705,7 +710,7 @@ def test_neighbours_chunks_are_fitted_to_sums_that_the_level_admits(k: int) -> N
 
 def test_a_batch_is_fitted_with_what_batches_are_computed_with() -> None:
     where = problem(62, 69, 100, batch=3)
-    for form, slices in (("tandem", 1), ("fused", 100)):
+    for form, slices in (("tandem", 1), ("fused", 100), ("continuous", 3)):
         candidate = Candidate.of("emulated_fp32", **{**FUSED, "form": form, "slices": slices})
         fitted = STRATEGY.fitted(candidate, where, GPU).kwargs
         assert STRATEGY.reasons_not(where, GPU, fitted) == []

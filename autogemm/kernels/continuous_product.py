@@ -25,7 +25,7 @@ from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.raster import is_gram, tile_count
 from autogemm.kernels.reduce import finish
-from autogemm.kernels.split import Split
+from autogemm.kernels.split import Split, count_of
 from autogemm.kernels.split_product import CERTIFIED, Tiling
 from autogemm.kernels.warpgroups import (
     any_of,
@@ -95,7 +95,7 @@ def _sum_of_chunk(high, cross, TERMS: gl.constexpr):
 
 
 @gluon.jit
-def _stretches(scales, rows, first_row, chunks, BLOCK: gl.constexpr, W: gl.constexpr):
+def _stretches(scales, pitch, rows, first_row, chunks, BLOCK: gl.constexpr, W: gl.constexpr):
     """The largest scale of each row over all chunks, and whether any of them is flagged."""
     L: gl.constexpr = gl.BlockedLayout([_FLAG_CHUNKS, 1], [1, 32], [1, W], [1, 0])
     r = first_row + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, L))
@@ -104,7 +104,7 @@ def _stretches(scales, rows, first_row, chunks, BLOCK: gl.constexpr, W: gl.const
     for first in range(first_row * 0, chunks, _FLAG_CHUNKS):
         chunk = first + gl.arange(0, _FLAG_CHUNKS, layout=gl.SliceLayout(1, L))
         scale = gl.load(
-            scales + chunk.to(gl.int64)[:, None] * rows + r[None, :],
+            scales + chunk.to(gl.int64)[:, None] * pitch + r[None, :],
             mask=(chunk < chunks)[:, None] & (r < rows)[None, :],
             other=0.0,
         )
@@ -135,16 +135,19 @@ def _scale_of_each(scales, each, reach):
 
 @gluon.jit(
     do_not_specialize=[
-        "m", "n", "k", "a_row", "a_k", "b_row", "b_k", "c_row", "c_col", "out_row", "out_col",
-        "slice_blocks", "chunk_blocks", "group", "alpha", "beta", "gain", "certified",
+        "m", "n", "k", "a_rows", "b_rows", "a_step", "a_row", "a_k", "b_step", "b_row", "b_k",
+        "c_step", "c_row", "c_col", "out_step", "out_row", "out_col", "slice_blocks",
+        "chunk_blocks", "group", "alpha", "beta", "gain", "certified",
     ]
 )  # fmt: skip
 def _continuous_kernel(
-    a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_row, a_k, b_row, b_k, c_row, c_col,
-    out_row, out_col, slice_blocks, chunk_blocks, group, alpha, beta, gain, certified,
-    HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr, TERMS: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
-    GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr, W: gl.constexpr,
+    a_terms, b_terms, a, b, a_scales, c, out, m, n, k, a_rows, b_rows, a_step, a_row, a_k, b_step,
+    b_row, b_k, c_step, c_row, c_col, out_step, out_row, out_col, slice_blocks, chunk_blocks,
+    group, alpha, beta, gain, certified,
+    BATCHED: gl.constexpr, HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr,
+    TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
+    STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
+    W: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
     EACH: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
@@ -156,13 +159,27 @@ def _continuous_kernel(
         tiles = ((m + BM - 1) // BM) * ((n + BN - 1) // BN)
     i0, j0 = origin(gl.program_id(0) % tiles, m, n, group, BM, BN, GRAM)
     slice_ = gl.program_id(0) // tiles
+    a_base = slice_ * 0  # where the matrix begins among all rows of terms
+    b_base = slice_ * 0
+    if BATCHED:  # in which k is whole: a program's number says which product
+        product = slice_.to(gl.int64)
+        a_base = gl.where(a_step == 0, 0, slice_ * m)  # one that all share is there once
+        b_base = gl.where(b_step == 0, 0, slice_ * n)
+        slice_ = a_base * 0
+        if ROWS == 2:
+            c_step = c_step // 4 * 4
+            out_step = out_step // 4 * 4
+        a += product * a_step
+        b += product * b_step
+        c += product * c_step
+        out += product * out_step
     first = slice_ * slice_blocks  # where a chunk starts
     all_blocks = (k + BK - 1) // BK
     blocks = gl.minimum(slice_blocks, all_blocks - first)
     chunks = (blocks + chunk_blocks - 1) // chunk_blocks
-    b_scales = a_scales + ((all_blocks + chunk_blocks - 1) // chunk_blocks).to(gl.int64) * m
-    a_scales += (first // chunk_blocks).to(gl.int64) * m
-    b_scales += (first // chunk_blocks).to(gl.int64) * n
+    b_scales = a_scales + ((all_blocks + chunk_blocks - 1) // chunk_blocks).to(gl.int64) * a_rows
+    a_scales += (first // chunk_blocks).to(gl.int64) * a_rows + a_base
+    b_scales += (first // chunk_blocks).to(gl.int64) * b_rows + b_base
 
     LS: gl.constexpr = by_tma(BK, 16, 3)
     a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], LS)
@@ -174,8 +191,8 @@ def _continuous_kernel(
     gl.thread_barrier()
     for s in gl.static_range(STAGES - 1):
         _fetch(
-            a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + s) * BK, s, s < blocks, BYTES,
-            STAGES,
+            a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0, (first + s) * BK, s,
+            s < blocks, BYTES, STAGES,
         )  # fmt: skip
     zero = first * 0
     i = gl.arange(0, BM, layout=EACH)
@@ -199,8 +216,8 @@ def _continuous_kernel(
             gl.thread_barrier()
             ahead = block + STAGES - 1  # goes where the block before this one lay
             _fetch(
-                a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + ahead) * BK, ahead,
-                ahead < blocks, BYTES, STAGES,
+                a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0, (first + ahead) * BK,
+                ahead, ahead < blocks, BYTES, STAGES,
             )  # fmt: skip
         part = _sum_of_chunk(high, cross, TERMS)
         if GUARD:
@@ -210,8 +227,8 @@ def _continuous_kernel(
         fa = gl.convert_layout(fa, gl.SliceLayout(1, MMA))[:, None]
         fb = gl.convert_layout(gl.abs(fb), gl.SliceLayout(0, MMA))[None, :]
         total += (part * fa) * fb
-        a_scale += m
-        b_scale += n
+        a_scale += a_rows
+        b_scale += b_rows
     gl.thread_barrier()  # the result passes through the memory of blocks
     total *= _TOTAL_SCALE
     flagged = zero
@@ -220,8 +237,8 @@ def _continuous_kernel(
     if GUARD:
         flagged = gl.max((a_least < 0).to(gl.int32), 0) + gl.max((b_least < 0).to(gl.int32), 0)
         if flagged > 0:
-            a_most, a_odd = _stretches(a_scales, m, i0, chunks, BM, W)
-            b_most, b_odd = _stretches(b_scales, n, j0, chunks, BN, W)
+            a_most, a_odd = _stretches(a_scales, a_rows, m, i0, chunks, BM, W)
+            b_most, b_odd = _stretches(b_scales, b_rows, n, j0, chunks, BN, W)
             need, both = _needed(a_most, a_odd, b_most, b_odd, certified, MMA)
             size = gl.abs(total)
             beyond = (size == float("inf")) & (need > _OVERFLOWS)  # by what was lost, maybe
@@ -234,7 +251,8 @@ def _continuous_kernel(
             m = m // 4 * 4
         else:
             n = n // 4 * 4
-    out += slice_.to(gl.int64) * m * n  # one matrix a slice
+    if not BATCHED:
+        out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
         store(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
@@ -246,8 +264,8 @@ def _continuous_kernel(
             # Others, so that the result may pass through where those were.
             a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], LS)
             b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], LS)
-            a_most, a_odd = _stretches(a_scales, m, i0, chunks, BM, W)
-            b_most, b_odd = _stretches(b_scales, n, j0, chunks, BN, W)
+            a_most, a_odd = _stretches(a_scales, a_rows, m, i0, chunks, BM, W)
+            b_most, b_odd = _stretches(b_scales, b_rows, n, j0, chunks, BN, W)
             need, _ = _needed(a_most, a_odd, b_most, b_odd, certified, L)
             a_unit = gl.convert_layout(gl.where(a_most > 0, a_most, 1.0), EACH)
             b_unit = gl.convert_layout(gl.where(b_most > 0, b_most, 1.0), EACH)
@@ -257,12 +275,12 @@ def _continuous_kernel(
                 gl.thread_barrier()
                 number = blocks + block
                 _fetch(
-                    a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + block) * BK, number, True,
-                    BYTES, STAGES,
+                    a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0,
+                    (first + block) * BK, number, True, BYTES, STAGES,
                 )  # fmt: skip
                 chunk = (block // chunk_blocks).to(gl.int64)
-                fa = gl.abs(_scale_of_each(a_scales + (chunk * m + i0), i, m - i0)) / a_unit
-                fb = gl.abs(_scale_of_each(b_scales + (chunk * n + j0), j, n - j0)) / b_unit
+                fa = gl.abs(_scale_of_each(a_scales + (chunk * a_rows + i0), i, m - i0)) / a_unit
+                fb = gl.abs(_scale_of_each(b_scales + (chunk * b_rows + j0), j, n - j0)) / b_unit
                 arrive(bars, number, STAGES)
                 x = _terms(a_s, number, TERMS, BM, BK, STAGES).index(0)
                 x = x.load(gl.DotOperandLayout(0, L, 2))
@@ -314,23 +332,34 @@ def continuous_product(
     gain: float,
     guard: bool = True,
 ) -> None:
-    """As ``split_product``."""
-    (m, k), n = A.shape, B.shape[1]
+    """As ``split_product``.
+
+    Or of batches (batch, m, k), (batch, k, n) and (batch, m, n), of which A, B and C may be
+    expanded; ``slices`` is 1 then.
+    """
+    m, k, n = *A.shape[-2:], B.shape[-1]
+    batch = A.shape[0] if A.ndim == 3 else 1
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
     result = written_to(slices, C, out)
-    b_k, b_row = B.stride()
-    gram = is_gram(A, B) and tiling.bm == tiling.bn
+    a_rows, b_rows = count_of(A) * m, count_of(B) * n
+    of_b = split.terms[terms * a_rows :]
+    a_step, a_row, a_k = (0, *A.stride())[-3:]
+    b_step, b_k, b_row = (0, *B.stride())[-3:]
+    c_step, out_step = (x.stride(0) if x.ndim == 3 else 0 for x in (result.read, result.target))
+    c_row, c_col, out_row, out_col = result.places
+    gram = A.ndim == 2 and is_gram(A, B) and tiling.bm == tiling.bn
     launch(
         _continuous_kernel,
-        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices,
+        tile_count(m, n, tiling.bm, tiling.bn, gram=gram) * slices * batch,
         (A, B, split.scales, result.read, result.target),
         (
-            m, n, k, *A.stride(), b_row, b_k, *result.places, slice_k // tiling.bk,
-            chunk // tiling.bk, tiling.group,
+            m, n, k, a_rows, b_rows, a_step, a_row, a_k, b_step, b_row, b_k, c_step, c_row, c_col,
+            out_step, out_row, out_col, slice_k // tiling.bk, chunk // tiling.bk, tiling.group,
         ),
         (*((alpha, beta) if slices == 1 else (1.0, 0.0)), gain, CERTIFIED[terms]),
         {
+            "BATCHED": A.ndim == 3,
             "HAS_C": result.adds,
             "ROWS": min(rows_of(result.read), rows_of(result.target)),
             "OUT_T": result.out_t,
@@ -346,8 +375,8 @@ def continuous_product(
         },
         num_warps=tiling.warps,
         descriptors=(
-            described_terms(split.terms, terms, m, k, (tiling.bm, tiling.bk)),
-            described_terms(split.terms[terms * m :], terms, n, k, (tiling.bn, tiling.bk)),
+            described_terms(split.terms, terms, a_rows, k, (tiling.bm, tiling.bk)),
+            described_terms(of_b, terms, b_rows, k, (tiling.bn, tiling.bk)),
         ),
     )  # fmt: skip
     finish(alpha, result.target, slices, beta, result.added, result.lying)

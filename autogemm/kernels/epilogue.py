@@ -151,12 +151,13 @@ def store_both(
 
 
 def rows_of(x: torch.Tensor) -> int:
-    """How the rows of a float32 matrix lie, for ``store_tile``.
+    """How the rows of a float32 matrix, or of a batch's matrices, lie, for ``store_tile``.
 
     2: contiguous and at multiples of 16 bytes, 1: contiguous, neighbouring threads then write
     neighbouring elements; 0: neither, or so far apart that offsets within a tile exceed 32 bits.
     """
-    return rows_by(x.stride(), x.shape[1], x.data_ptr() % 16 == 0)
+    starts = x.data_ptr() if x.ndim == 2 else x.data_ptr() | 4 * x.stride(0)
+    return rows_by(x.stride()[-2:], x.shape[-1], starts % 16 == 0)
 
 
 def rows_by(strides: tuple[int, ...], columns: int, aligned: bool) -> int:

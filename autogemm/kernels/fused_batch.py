@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.epilogue import rows_by
+from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.fused_product import compute_tile
 from autogemm.kernels.launch import launch, registers_for_two, written
 from autogemm.kernels.operands import described_batch
@@ -93,7 +93,7 @@ def fused_batch(
         (alpha, beta, gain),
         {
             "HAS_C": C is not None,
-            "ROWS": min(_rows_of_each(read), _rows_of_each(out)),
+            "ROWS": min(rows_of(read), rows_of(out)),
             "A_T": a_t,
             "B_T": b_t,
             "TERMS": terms,
@@ -112,9 +112,3 @@ def fused_batch(
         ),
     )
     written(out)
-
-
-def _rows_of_each(x: torch.Tensor) -> int:
-    """``rows_of`` every matrix of a batch."""
-    step, *strides = x.stride()
-    return rows_by(tuple(strides), x.shape[2], (x.data_ptr() | 4 * step) % 16 == 0)

@@ -255,12 +255,15 @@ class Written(NamedTuple):
 
 
 def written_to(slices: int, C: torch.Tensor | None, out: torch.Tensor) -> Written:
-    """``target_of`` a result that may lie by columns; ``finish`` takes ``added`` and ``lying``."""
-    out_t = out.stride(0) == 1 and out.stride(1) != 1
-    lying, added = (out.t(), None if C is None else C.t()) if out_t else (out, C)
+    """``target_of`` a result that may lie by columns; ``finish`` takes ``added`` and ``lying``.
+
+    Batches (batch, m, n) are for one slice.
+    """
+    out_t = out.stride(-2) == 1 and out.stride(-1) != 1
+    lying, added = (out.mT, None if C is None else C.mT) if out_t else (out, C)
     target, source = target_of(slices, added, lying)
     read = target if source is None else source
-    (c_row, c_col), (row, col) = read.stride(), target.stride()
+    (c_row, c_col), (row, col) = read.stride()[-2:], target.stride()[-2:]
     places = (c_col, c_row, col, row) if out_t else (c_row, c_col, row, col)
     shared = source is not None and source.data_ptr() == target.data_ptr()
     return Written(out_t, read, target, places, source is not None, shared, added, lying)

@@ -34,6 +34,7 @@ from autogemm.strategies.emulated_runs import (
     share_an_accumulator,
 )
 from autogemm.strategies.emulated_space import (
+    BATCHED,
     IN_PAIRS,
     SPLIT_FORMS,
     fitted,
@@ -55,7 +56,7 @@ class EmulatedFP32(Strategy):
     ``method`` ``fp16x3`` keeps float32's accuracy, ``fp16`` (one product of hi) that of
     ``high``. ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``chunk`` the elements of
     k between promotions, ``slices`` the parts of k computed apart, ``group`` the rows of
-    tiles that share columns in time. Batches are for form ``fused``, with k whole.
+    tiles that share columns in time. Batches are for ``fused`` and ``continuous``, with k whole.
     """
 
     name = "emulated_fp32"
@@ -115,8 +116,9 @@ class EmulatedFP32(Strategy):
             return ["a vector times a matrix is bound by memory; splitting it gains nothing"]
         if problem.k >= _LONGEST:
             return [f"k = {problem.k}; offsets are 32-bit below k = {_LONGEST}"]
-        if problem.batch > 1 and params["form"] != "fused":
-            return [f"form {params['form']!r} computes single products, batches are for 'fused'"]
+        if problem.batch > 1 and params["form"] not in BATCHED:
+            of = " and ".join(map(repr, BATCHED))
+            return [f"form {params['form']!r} computes single products, batches are for {of}"]
         if problem.batch > 1 and params["slices"] != 1:
             return ["k is whole in batches: their matrices fill a device"]
         if params["form"] == "streamed":
@@ -190,7 +192,7 @@ class EmulatedFP32(Strategy):
             terms = 1 if params["method"] == "fp16" else 2
             chunks = -(-k // int(params["chunk"]))
             results = 4 * slices * m * n if slices > 1 else 0
-            rows = m + n if split else min(m, n)
+            rows = problem.batch * (m + n) if split else min(m, n)
             return rows * (2 * terms * (-(-k // 8) * 8) + 4 * chunks) + results
         if slices > 1 and m == n:  # it may be a Gram matrix, which the problem does not tell
             slices = max(slices, min(MORE_SLICES * slices, k // (4 * int(params["bk"]))))

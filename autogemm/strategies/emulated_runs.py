@@ -23,15 +23,16 @@ MORE_SLICES = 4
 
 def bind(problem: Problem, device: Device, params: Params, guard: bool) -> Run:
     """What runs the form that ``params`` name; ``guard`` as in ``EmulatedFP32.bind``."""
+    if params["form"] in SPLIT_FORMS:
+        return _bind_split(device, params, guard, batched=problem.batch > 1)
     if problem.batch > 1:
         return _bind_batch(device, params, guard)
     if params["form"] == "streamed":
         return _bind_streamed(device, params, guard, transposed=problem.n > problem.m)
-    bind_form = _bind_split if params["form"] in SPLIT_FORMS else _bind_in_one_launch
-    return bind_form(device, params, guard)
+    return _bind_in_one_launch(device, params, guard)
 
 
-def _bind_split(device: Device, params: Params, guard: bool) -> Run:
+def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -> Run:
     from autogemm.kernels.split import split_both
     from autogemm.kernels.split_product import Tiling
 
@@ -52,7 +53,7 @@ def _bind_split(device: Device, params: Params, guard: bool) -> Run:
             tiling=tiling, gain=gain, guard=guard,
         )  # fmt: skip
 
-    return into_new(write)
+    return into_new(write, batched=batched)
 
 
 def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:

@@ -15,6 +15,8 @@ SPLIT_FORMS = ("split", "continuous")
 """Both operands are split beforehand."""
 IN_PAIRS = ("streamed", "tandem")
 """Blocks of k are brought and split two at a time."""
+BATCHED = ("fused", "continuous")
+"""Of these there are kernels for batches."""
 _SPLIT_TILES = {
     ("split", "fp16x3"): (
         (128, 128, 64, 8, 3),
@@ -106,7 +108,7 @@ _WAVES, _USUAL = (1, 2, 4), 2
 def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
     """The parameters that the tuner chooses from."""
     if problem.batch > 1:
-        yield from _space_of_batches(problem)
+        yield from _space_of_batches(problem, device)
         return
     # They compute the same, and ``continuous`` faster: by up to a quarter where k is short (H200).
     has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
@@ -139,7 +141,9 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
     """A tile no larger than the result, and slices that fill the device with such tiles."""
     params = dict(params)
     if params["form"] in SPLIT_FORMS:
-        if params["slices"] != 1:
+        if problem.batch > 1:
+            params["slices"] = 1
+        elif params["slices"] != 1:
             tiles = tiles_of(problem, *tile_of(params))
             chunks = -(-problem.k // int(params["chunk"]))
             params["slices"] = _evening(tiles, device, chunks)
@@ -179,8 +183,15 @@ def streamed_tile(params: Params, transposed: bool) -> tuple[int, int]:
     return (bn, bm) if transposed else (bm, bn)
 
 
-def _space_of_batches(problem: Problem) -> Iterator[dict[str, ParamValue]]:
+def _space_of_batches(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
+    has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
     for method in ("fp16x3", "fp16"):
+        for bm, bn, bk, warps, stages in _SPLIT_TILES["continuous", method] if has_gluon else ():
+            if _fits(bm, problem.m) and _fits(bn, problem.n):
+                for chunk in _chunks("continuous", method, problem.k):
+                    yield _params(
+                        "continuous", method, bm, bn, bk, warps, stages, chunk, 1, 8
+                    )
         for bm, bn, bk, warps, stages in TILES["fused"]:
             if _fits(bm, problem.m) and _fits(bn, problem.n):
                 is_short = method == "fp16x3" and problem.k <= _SHORT
