@@ -331,7 +331,6 @@ def continuous_product(
     tiling: Tiling,
     gain: float,
     guard: bool = True,
-    registers: int | None = None,
 ) -> None:
     """As ``split_product``.
 
@@ -375,7 +374,6 @@ def continuous_product(
             "W": tiling.warps,
         },
         num_warps=tiling.warps,
-        registers=registers,
         descriptors=(
             described_terms(split.terms, terms, a_rows, k, (tiling.bm, tiling.bk)),
             described_terms(of_b, terms, b_rows, k, (tiling.bn, tiling.bk)),

@@ -9,7 +9,7 @@ from torch import Tensor
 from autogemm.device import Device
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, Run, into_new, tile_of
-from autogemm.strategies.emulated_space import REGISTERS, SPLIT_FORMS, TILES, streamed_tile
+from autogemm.strategies.emulated_space import SPLIT_FORMS, STREAMED_REGISTERS, TILES, streamed_tile
 
 # What truncation in the tensor cores takes from a sum on the way, in units of 2^-24 of it for
 # every step of k, on average over random signs; by compute capability, one accumulator for
@@ -36,13 +36,12 @@ def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -
     from autogemm.kernels.split import split_both
     from autogemm.kernels.split_product import Tiling
 
-    form = str(params["form"])
-    product = _product_of_terms(form)
+    product = _product_of_terms(str(params["form"]))
     terms = 1 if params["method"] == "fp16" else 2
     chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
-    tile = (*tile_of(params), bk, int(params["warps"]), int(params["stages"]))
-    tiling = Tiling(*tile, int(params["group"]))
-    limited = {"registers": REGISTERS[form, tile]} if (form, tile) in REGISTERS else {}
+    tiling = Tiling(
+        *tile_of(params), bk, int(params["warps"]), int(params["stages"]), int(params["group"])
+    )
     gain = _gain(device, bk, one_accumulator=False)
 
     def write(
@@ -51,7 +50,7 @@ def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -
         split = split_both(A, B, terms=terms, chunk=chunk)
         product(
             alpha, A, B, beta, C, out, split, terms=terms, chunk=chunk, slices=slices,
-            tiling=tiling, gain=gain, guard=guard, **limited,
+            tiling=tiling, gain=gain, guard=guard,
         )  # fmt: skip
 
     return into_new(write, batched=batched)
@@ -109,7 +108,7 @@ def _bind_streamed(device: Device, params: Params, guard: bool, *, transposed: b
     chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
     warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
     tiling = Tiling(rows, cols, bk, warps, stages, group)
-    registers = REGISTERS.get(("streamed", (rows, cols, bk, warps, stages)))
+    registers = STREAMED_REGISTERS.get((rows, cols, bk, warps, stages))
     gain = _gain(device, bk, one_accumulator=share_an_accumulator(params))
 
     def write(

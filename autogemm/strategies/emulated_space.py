@@ -76,15 +76,8 @@ _STREAMED_TILES = (
 _MUCH_LARGER = 8
 """How many times longer than the other operand one is that form ``streamed`` is tried on; below
 it was slower than ``split`` (H200)."""
-_FOR_SHORT_SUMS = ((64, 64, 32, 4, 2), (64, 64, 64, 4, 2))
-"""Tiles of form ``continuous`` for k up to ``_SHORT_SUMS``."""
-_SHORT_SUMS = 512
-REGISTERS = {
-    ("streamed", (64, 64, 32, 4, 2)): 168,
-    ("continuous", (64, 64, 32, 4, 2)): 128,
-    ("continuous", (64, 64, 64, 4, 2)): 168,
-}
-"""Of a thread, by form and tile: three programs or four then share a multiprocessor, which is
+STREAMED_REGISTERS = {(64, 64, 32, 4, 2): 168}
+"""Of a thread, by tile of form ``streamed``: three programs then share a multiprocessor, which is
 faster where k is short (H200)."""
 _CHUNKS = {
     ("split", "fp16x3"): (128, 256, 512, 1024, 2048),
@@ -120,10 +113,8 @@ def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
     # They compute the same, and ``continuous`` faster: by up to a quarter where k is short (H200).
     has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
     split = "continuous" if has_gluon else "split"
-    for form, method in _SPLIT_TILES:
-        for bm, bn, bk, warps, stages in _split_tiles(form, method, problem.k):
-            if form != split:
-                continue
+    for (form, method), tiles in _SPLIT_TILES.items():
+        for bm, bn, bk, warps, stages in tiles if form == split else ():
             if not (_fits(bm, problem.m) and _fits(bn, problem.n)):
                 continue
             tiles_here = tiles_of(problem, bm, bn)
@@ -192,16 +183,10 @@ def streamed_tile(params: Params, transposed: bool) -> tuple[int, int]:
     return (bn, bm) if transposed else (bm, bn)
 
 
-def _split_tiles(form: str, method: str, k: int) -> tuple[tuple[int, int, int, int, int], ...]:
-    tiles = _SPLIT_TILES[form, method]
-    return (*tiles, *_FOR_SHORT_SUMS) if form == "continuous" and k <= _SHORT_SUMS else tiles
-
-
 def _space_of_batches(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
     has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
     for method in ("fp16x3", "fp16"):
-        tiles = _split_tiles("continuous", method, problem.k) if has_gluon else ()
-        for bm, bn, bk, warps, stages in tiles:
+        for bm, bn, bk, warps, stages in _SPLIT_TILES["continuous", method] if has_gluon else ():
             if _fits(bm, problem.m) and _fits(bn, problem.n):
                 for chunk in _chunks("continuous", method, problem.k):
                     yield _params(
