@@ -89,6 +89,8 @@ _CHUNKS = {
     ("streamed", "fp16x3"): (256, 512),
     ("streamed", "fp16"): (512, 2048),
 }
+_BRIEF = (64, 128, 256)
+"""Chunks of operands that are split beforehand, where one of them covers k."""
 _SHORTER_CHUNKS = {64: 512, 128: 1024}
 """Chunks that form ``streamed`` tries besides, and below which k: with longer ones such sums break
 the bound of ``highest``, or nearly do."""
@@ -300,7 +302,10 @@ def _suits_tandem(problem: Problem, device: Device, method: str, bm: int, bn: in
 def _chunks(form: str, method: str, k: int) -> Iterator[int]:
     """The chunk lengths worth trying: up to the first that covers k."""
     covered = False
-    for chunk in _CHUNKS["split" if form in SPLIT_FORMS else form, method]:
+    lengths = _CHUNKS["split" if form in SPLIT_FORMS else form, method]
+    if form in SPLIT_FORMS:  # a stretch is split in full, whatever of it lies behind k
+        lengths = (*(chunk for chunk in _BRIEF if k <= chunk < lengths[0]), *lengths)
+    for chunk in lengths:
         if not covered:
             yield chunk
         covered = chunk >= k
