@@ -248,11 +248,11 @@ def _place(x: Any) -> Tile | None:
 
 
 def warpgroup_mma(a: Any, b: Any, acc: Any, use_acc: Any = True, is_async: bool = False) -> Any:
-    """``a`` may lie in registers, which nobody else writes."""
+    """``a`` may lie in registers, which are to be kept until the product has ended."""
     if not isinstance(acc, Accumulator):
         acc = Accumulator(acc, [])
     acc = Accumulator(acc.value, [*acc.started, Product(a, b, bool(use_acc))])
-    return acc if is_async else warpgroup_mma_wait(0, [acc])
+    return acc if is_async else warpgroup_mma_wait(0, [acc, a])[0]
 
 
 def warpgroup_mma_init(value: Any) -> Any:
@@ -260,9 +260,18 @@ def warpgroup_mma_init(value: Any) -> Any:
 
 
 def warpgroup_mma_wait(outstanding: int, deps: list[Any]) -> Any:
-    """Products end in the order in which they were started, whatever they are added to."""
-    numbers = [p.number for x in deps if isinstance(x, Accumulator) for p in x.started]
-    ended = set(sorted(numbers)[: max(0, len(numbers) - outstanding)])
+    """Products end in the order in which they were started, whatever they are added to.
+
+    An operand in registers that is not among ``deps`` may have been overwritten: to the compiler
+    its last use was the start.
+    """
+    started = [p for x in deps if isinstance(x, Accumulator) for p in x.started]
+    started.sort(key=lambda product: product.number)
+    ending = started[: max(0, len(started) - outstanding)]
+    for product in ending:
+        kept = _place(product.a) is not None or any(product.a is x for x in deps)
+        assert kept, "its registers were not kept until it ended"
+    ended = {product.number for product in ending}
     done = [_after(x, ended) if isinstance(x, Accumulator) else x for x in deps]
     return tuple(done) if len(done) > 1 else done[0]
 

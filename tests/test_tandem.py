@@ -20,16 +20,17 @@ from autogemm.strategies import BY_NAME, Candidate
 from autogemm.strategies.base import ParamValue
 
 STRATEGY = BY_NAME["emulated_fp32"]
-TILES = ((128, 128, 8), (64, 64, 4), (64, 128, 4))
+TILES = ((128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 4, 1))
+METHODS = ("fp16x3", "fp16")
 SIZES = ((4, 4, 4), (68, 132, 64), (36, 20, 260), *(((200, 136, 1000),) if ON_GPU else ()))
 
 
 def tandem(
-    bm: int = 64, bn: int = 64, warps: int = 4, **changed: ParamValue
+    bm: int = 64, bn: int = 64, warps: int = 4, stages: int = 2, **changed: ParamValue
 ) -> Candidate:
     params: dict[str, ParamValue] = {
         "form": "tandem", "method": "fp16x3", "bm": bm, "bn": bn, "bk": 32, "warps": warps,
-        "stages": 2, "chunk": 64, "slices": 1, "group": 8,
+        "stages": stages, "chunk": 64, "slices": 1, "group": 8,
     }  # fmt: skip
     return Candidate.of("emulated_fp32", **(params | changed))
 
@@ -56,7 +57,7 @@ def check(candidate: Candidate, A: torch.Tensor, B: torch.Tensor) -> None:
 @pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_every_layout_and_tile_keeps_the_bound(
-    tile: tuple[int, int, int], layout: str, slices: int
+    tile: tuple[int, int, int, int], layout: str, slices: int
 ) -> None:
     for m, n, k in SIZES:
         A = normal(k, m).t() if layout[0] == "t" else normal(m, k)
@@ -65,18 +66,20 @@ def test_every_layout_and_tile_keeps_the_bound(
         check(tandem(*tile, slices=slices, method="fp16", chunk=512), A, B)
 
 
-def test_a_gram_matrix_and_a_result_in_place_keep_the_bound() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gram_matrix_and_a_result_in_place_keep_the_bound(method: str) -> None:
     X = normal(200, 132)
-    check(tandem(64, 64), X.t(), X)
-    check(tandem(64, 64, slices=2), X.t(), X)
+    check(tandem(method=method), X.t(), X)
+    check(tandem(method=method, slices=2), X.t(), X)
+    check(tandem(128, 64, 8, 3, method=method), X.t(), X)
     A, B, C = normal(68, 260), normal(260, 72), normal(68, 72)
     C[3] *= 2.0**30
     truth = Truth(-0.5, A.cpu(), B.cpu(), 1.5, C.cpu())
     for slices in (1, 2):
-        assert serve(tandem(slices=slices), -0.5, A, B, 1.5, C, "C", truth)
+        assert serve(tandem(method=method, slices=slices), -0.5, A, B, 1.5, C, "C", truth)
     A[5, 100] = math.inf  # the tile is computed again, and C must still be there
     truth = Truth(-0.5, A.cpu(), B.cpu(), 1.5, C.cpu())
-    assert serve(tandem(), -0.5, A, B, 1.5, C, "C", truth)
+    assert serve(tandem(method=method), -0.5, A, B, 1.5, C, "C", truth)
 
 
 @pytest.mark.parametrize("k", [1, 31, 33, 64, 65, 127, 191])
@@ -105,6 +108,9 @@ WAITS = {
     "terms put where terms are multiplied": (
         "odd_hi, odd_lo, odd, mine, acc, hi, lo, even, coming, used & 1",
         "odd_hi, odd_lo, odd, mine, acc, hi, lo, even, coming, mine",
+    ),
+    "terms overwritten while they are multiplied": (
+        "3 if TERMS == 2 else 1, deps=", "6 if TERMS == 2 else 2, deps="
     ),
     "no meeting between pairs that are read once more": (
         "for pair in range(zero, pairs):\n                gl.thread_barrier()\n",
@@ -141,8 +147,11 @@ CERTIFICATES = {
 
 
 @pytest.mark.skipif(ON_GPU, reason="the interpreter's kernel alone can be changed")
+@pytest.mark.parametrize(("terms", "unit"), [(2, 2.0**-24), (1, 2.0**-10)])
 @pytest.mark.parametrize("name", CERTIFICATES)
-def test_every_certificate_is_needed(name: str, tmp_path: Path) -> None:
+def test_every_certificate_is_needed(
+    name: str, terms: int, unit: float, tmp_path: Path
+) -> None:
     """One element makes the scale of others so coarse that nothing is left of them."""
     gluon = importlib.import_module("interpreted_gluon")
     tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
@@ -154,10 +163,11 @@ def test_every_certificate_is_needed(name: str, tmp_path: Path) -> None:
     for change in (("", ""), CERTIFICATES[name]):
         out = torch.empty(36, 20)
         gluon.interpreted("tandem_product", tmp_path, change).tandem_product(
-            1.0, A, B, 0.0, None, out, terms=2, chunk=64, slices=1,
+            1.0, A, B, 0.0, None, out, terms=terms, chunk=64, slices=1,
             tiling=tiling(64, 64, 32, 4, 2), gain=0.0,
         )  # fmt: skip
-        broken.append(bool(((out - exact).abs() > 2.0**-24 * 128 * weight).any()))
+        most = unit * (128 if terms == 2 else 1) * weight
+        broken.append(bool(((out - exact).abs() > most).any()))
     assert broken == [False, True]
 
 
@@ -184,26 +194,32 @@ UNEVEN: dict[str, Callable[[], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("met", ["numbers", "zeros"])
-@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize(("method", "slices"), [("fp16x3", 1), ("fp16x3", 2), ("fp16", 1)])
 @pytest.mark.parametrize("name", UNEVEN)
-def test_what_outgrows_its_scales_is_computed_again(name: str, slices: int, met: str) -> None:
+def test_what_outgrows_its_scales_is_computed_again(
+    name: str, method: str, slices: int, met: str
+) -> None:
     A, B = UNEVEN[name](), normal(384, 40)
     if met == "zeros":  # the result is made of what the lowered scales hold worst
         B[A.abs().amax(0) > 2.0**30] = 0
-    check(tandem(slices=slices), A, B)
-    check(tandem(slices=slices), B.t().contiguous(), A.t().contiguous())
+    candidate = tandem(method=method, slices=slices)
+    check(candidate, A, B)
+    check(candidate, B.t().contiguous(), A.t().contiguous())
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("where", [0, 40, 383])
-def test_a_special_element_comes_out_as_native_arithmetic_has_it(where: int, value: float) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_special_element_comes_out_as_native_arithmetic_has_it(
+    method: str, where: int, value: float
+) -> None:
     A, B = normal(36, 384), normal(384, 40)
     A[3, where] = value
     B[where, 7] = 0
     expected = A @ B
     found = STRATEGY.bind(
         contiguous_problem(36, 40, 384, torch.float32, device_type="cuda"),
-        here(), tandem().kwargs,
+        here(), tandem(method=method).kwargs,
     )(1.0, A, B, 0.0, None, None)  # fmt: skip
     special = ~expected.isfinite()
     assert torch.equal(found.isnan(), expected.isnan())
@@ -216,5 +232,5 @@ def test_the_bound_holds_on_hostile_operands(name: str) -> None:
         x.to(PLACE) for x in HOSTILE[name](40, 36, 200, torch.float32, seeded("tandem", name))
     )
     truth = Truth(1.5, A.cpu(), B.cpu(), 0.5, C.cpu())
-    for slices in (1, 2):
-        assert serve(tandem(slices=slices), 1.5, A, B, 0.5, C, "new", truth)
+    for changed in ({"slices": 1}, {"slices": 2}, {"method": "fp16"}):
+        assert serve(tandem(**changed), 1.5, A, B, 0.5, C, "new", truth)

@@ -133,7 +133,9 @@ def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
                 continue
             if form == "tandem" and not _suits_tandem(problem, device, method, bm, bn):
                 continue
-            for slices in _slices(problem, device, bm, bn, bk):
+            unit = 2 * bk if form in IN_PAIRS else bk
+            wanted = _slices(problem, device, bm, bn, bk)
+            for slices in sorted({_of_whole(unit, problem.k, number) for number in wanted}):
                 for chunk in _chunks(form, method, -(-problem.k // slices)):
                     yield _params(form, method, bm, bn, bk, warps, stages, chunk, slices, 8)
     yield from _space_of_streamed(problem, device)
@@ -154,9 +156,10 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
         return _fitted_streamed(params, problem, device)
     snug = tuple(map(_no_larger, tile_of(params), (problem.m, problem.n)))
     if snug != tile_of(params):
-        tile = next((t for t in TILES["fused"] if t[:2] == snug), None)
+        own = str(params["form"]) if params["method"] == "fp16" else "fused"  # as ``_suits_tandem``
+        known = ((form, t) for form in (own, "fused") for t in TILES[form] if t[:2] == snug)
+        params["form"], tile = next(known, (params["form"], None))
         if tile is not None:
-            params["form"] = "fused"
             params.update(zip(("bm", "bn", "bk", "warps", "stages"), tile, strict=True))
     bm, bn, bk = *tile_of(params), int(params["bk"])
     if problem.batch > 1:
@@ -214,7 +217,7 @@ def _space_of_streamed(problem: Problem, device: Device) -> Iterator[dict[str, P
         numbers = [1] if fills else _slices(problem, device, *tile, bk)[:2]
         for method in ("fp16x3", "fp16"):
             cut = dict.fromkeys(
-                (chunk, _of_whole_chunks(wanted, problem.k, chunk))
+                (chunk, _of_whole(chunk, problem.k, wanted))
                 for wanted in numbers
                 for chunk in _streamed_chunks(method, problem.k, -(-problem.k // wanted))
             )
@@ -242,10 +245,10 @@ def _admitted(params: Params, k: int) -> int:
     return min([chunk, *(longest for below, longest in _ADMITTED if k < below)])
 
 
-def _of_whole_chunks(slices: int, k: int, chunk: int) -> int:
-    """How many slices there are where so many are wanted."""
-    chunks = -(-k // chunk)
-    return -(-chunks // -(-chunks // slices))
+def _of_whole(unit: int, k: int, slices: int) -> int:
+    """How many slices of whole units there are where so many are wanted."""
+    units = -(-k // unit)
+    return -(-units // -(-units // slices))
 
 
 def _fitted_streamed(
@@ -266,7 +269,7 @@ def _fitted_streamed(
     tiles, wanted = tiles_of(problem, *tile_of(params)), 1
     if tiles < device.units:
         wanted = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
-    params["slices"] = _of_whole_chunks(wanted, problem.k, int(params["chunk"]))
+    params["slices"] = _of_whole(int(params["chunk"]), problem.k, wanted)
     return params
 
 
