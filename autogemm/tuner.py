@@ -141,14 +141,14 @@ class _Run:
         path = table_path(order.directory, device)
         _check_writable(path)
         table = _table(path, device)
-        self._old, self._environments = table.entries, table.environments
-        self.writer = _Writer(path, device, self._environment)
+        self._table = table
+        self.writer = _Writer(path, device, self._environment, self._beside)
         self._entries: list[Entry] = []
         self._measured = self._screened = self._reused = self._done = 0
 
     def reuse(self, problem: Problem) -> bool:
         """Take the entry that the table has, if nothing it depends on has changed."""
-        entry = self._old.get(key_of(problem))
+        entry = self._table.entries.get(key_of(problem))
         if (
             entry is None
             or self._order.again
@@ -167,13 +167,13 @@ class _Run:
         candidates = candidates_for(problem, self._device, levels)
         space = space_digest(problem, self._device)
         environment = self._environment.id
-        known = {**self._old, **by_key(self._entries)}.values()
+        known = {**self._table.entries, **by_key(self._entries)}.values()
         search = Search(
             problem, self._device, levels, candidates, storage, environment, space, known
         )
         if self._order.again:
             search.forget(before=self._order.since)
-        previous = self._old.get(key_of(problem))
+        previous = self._table.entries.get(key_of(problem))
         old_choices = [] if previous is None else chosen_in(previous)
         try:
             with self._open_bench(problem) as bench:
@@ -189,28 +189,32 @@ class _Run:
                 raise
             self._finish(problem, None, skipped="does not fit into this device's memory")
             return True
-        entry = renewed(
-            Entry(
-                problem=problem,
-                environment=environment,
-                date=date.today().isoformat(),
-                choices=choices,
-                measured=tuple(rows),
-                space=space,
-            ),
-            previous,
-            offered=candidates_for(problem, self._device, levels_of(problem)),
-            stale=candidates if self._order.again else (),
-            comparable=self._is_comparable(previous),
+        entry = Entry(
+            problem=problem,
+            environment=environment,
+            date=date.today().isoformat(),
+            choices=choices,
+            measured=tuple(rows),
+            space=space,
         )
         self.writer.add(entry)
-        self._finish(problem, entry, search=search)
+        self._finish(problem, self._beside(entry, self._table), search=search)
         return True
 
-    def _is_comparable(self, entry: Entry | None) -> bool:
-        """Whether what it tells was measured under today's software, or a part of it."""
-        then = self._environments.get(entry.environment) if entry is not None else None
-        return then is not None and self._environment.extends(then)
+    def _beside(self, entry: Entry, table: Table) -> Entry:
+        """``entry`` with what stays of that in ``table``: others may have tuned another level."""
+        problem, device = entry.problem, self._device
+        previous = table.entries.get(key_of(problem))
+        then = None if previous is None else table.environments.get(previous.environment)
+        levels = _levels(problem, self._order.levels)
+        return renewed(
+            entry,
+            previous,
+            offered=candidates_for(problem, device, levels_of(problem)),
+            stale=candidates_for(problem, device, levels) if self._order.again else (),
+            # Measured under today's software, or a part of it.
+            comparable=then is not None and self._environment.extends(then),
+        )
 
     def outcome(self) -> Outcome:
         """What has come of the run."""
@@ -314,8 +318,12 @@ class _Writer:
 
     _EVERY_S = 5.0
 
-    def __init__(self, path: Path, device: Device, environment: Environment) -> None:
+    def __init__(
+        self, path: Path, device: Device, environment: Environment,
+        beside: Callable[[Entry, Table], Entry],
+    ) -> None:  # fmt: skip
         self._where = (path, device, environment)
+        self._beside = beside
         self._waiting: list[Entry] = []
         self._last = time.monotonic()
 
@@ -326,7 +334,7 @@ class _Writer:
 
     def _flush(self) -> None:
         if self._waiting:
-            merge_table(*self._where, self._waiting)
+            merge_table(*self._where, self._waiting, beside=self._beside)
             self._waiting = []
         self._last = time.monotonic()
 

@@ -682,6 +682,31 @@ def test_a_level_tuned_later_joins_those_tuned_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True])
+def test_what_another_process_tunes_meanwhile_stays(tmp_path: Path, again: bool) -> None:
+    """It began with the same table and ends first, at another level of the same problem."""
+    facts = {FULL: 100.0, AXPBY: 90.0, TF32: 40.0, BF16: 20.0}
+    others = order(tmp_path, storage=str(tmp_path / "others.journal"), levels=("highest",))
+    started: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        started.append(progress)
+        if len(started) == 1:
+            tune(others, GPU, Recording(facts).open)
+
+    mine = order(tmp_path, CUBE, levels=("high",), again=again)
+    outcome = tune(mine, GPU, Recording(facts).open, report)
+    assert set(only(outcome).choices) == {"high"}, "as it knows"
+    table, problems = read_table(table_path(tmp_path / "tables", GPU))
+    assert problems == []
+    (entry,) = table.entries.values()
+    assert chosen(entry, "highest") == AXPBY
+    assert chosen(entry, "high") == TF32
+    assert {FULL, AXPBY, TF32} <= set(statuses(entry))
+    rest, bench = run(tmp_path, facts, levels=("highest", "high"))
+    assert (rest.reused, bench.judged) == (1, []), "both are known to be searched"
+
+
+@pytest.mark.parametrize("again", [False, True])
 def test_rows_of_other_levels_stay_where_there_is_more_to_search_now(
     tmp_path: Path, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

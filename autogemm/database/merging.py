@@ -7,7 +7,7 @@ import filecmp
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import filelock
@@ -28,10 +28,12 @@ def merge_table(
     environment: Environment,
     entries: Iterable[Entry],
     known_strategies: Collection[str] | None = None,
+    beside: Callable[[Entry, Table], Entry] | None = None,
 ) -> Table:
     """Put ``entries``, measured in ``environment``, into the table at ``path``; return the result.
 
     Each replaces the entry of its key, the others stay, and environments without entries go.
+    ``beside``, given, makes of an entry and the table that is there what replaces it.
     The file is read and written under a lock (``NAME.yaml.lock``), so of several processes that
     merge at once none loses anything. Where the old file, or an entry of it, cannot be read
     (``read_table`` says when, and what ``known_strategies`` does), the old file is first copied
@@ -48,7 +50,8 @@ def merge_table(
     try:
         with lock:
             old, trouble = _old_table(path, device, known_strategies)
-            merged = by_key((*old.entries.values(), *entries))
+            new = [beside(entry, old) for entry in entries] if beside else entries
+            merged = by_key((*old.entries.values(), *new))
             used = {entry.environment for entry in merged.values()}
             known = {**old.environments, environment.id: environment}
             table = Table(
