@@ -299,12 +299,18 @@ def show_times(
             tqdm(entries, unit="problem", dynamic_ncols=True, mininterval=1),
             options.budget,
         )
+    reasons = (reason for e in entries for reason in benchmark.unable(e, device).values())
+    left_out = "\n".join(
+        f"{count} levels of problems left out: {reason}"
+        for reason, count in collections.Counter(reasons).items()
+    )
     if not results and not code:
         asked = " ".join(
             f"--{name} {value}" for name in ("dtype", "precision", "mode")
             if (value := getattr(options, name))
         )  # fmt: skip
         print(f"{asked or 'the table'}: there is nothing to time on {device}", file=sys.stderr)
+        print(left_out, end="\n" if left_out else "", file=sys.stderr)
         return 1
     results.sort(key=lambda r: (str(r.problem.dtype), r.level, r.mode, r.problem.flops))
     print(
@@ -323,9 +329,7 @@ def show_times(
         )
     )  # fmt: skip
     print("\n".join(benchmark.summary(results)))
-    reasons = (reason for e in entries for reason in benchmark.unable(e, device).values())
-    for reason, count in collections.Counter(reasons).items():
-        print(f"{count} levels of problems left out: {reason}")
+    print(left_out, end="\n" if left_out else "")
     if options.json:
         facts = {
             "device": str(device),
