@@ -31,12 +31,14 @@ def interpreted(
 ) -> types.ModuleType:
     """Module ``name`` of kernels with this Gluon in place of Triton's; sources go to ``folder``.
 
-    ``change`` is a part of the source, and what stands in its place.
+    ``change`` is a part of its source, or of what it shares, and what stands in its place.
     """
-    if name != SHARED_NAMES:
-        interpreted(SHARED_NAMES, folder)
     text = (KERNELS / f"{name}.py").read_text()
-    assert change[0] in text
+    is_here = change[0] in text
+    if name != SHARED_NAMES:
+        interpreted(SHARED_NAMES, folder, ("", "") if is_here else change)
+    else:
+        assert is_here, change[0]
     text = text.replace(*change, 1)  # of the empty string too
     # The interpreter knows constants by this very annotation, and counts with Python's numbers.
     text = text.replace("gl.constexpr", "tl.constexpr")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from gluon_stand_in import fixture_for
+from gluon_stand_in import fixture_for, marks_for
 from test_emulated import (
     ENDS,
     GUARDED,
@@ -27,7 +27,7 @@ from test_emulated import (
     uncertified,
     where_infinities_meet,
 )
-from test_kernels import LAYOUTS, ON_GPU, PLACE, here, normal, serve
+from test_kernels import LAYOUTS, ON_GPU, PLACE, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth
@@ -53,13 +53,7 @@ def continuous(tile: Tile = SMALL, **changed: ParamValue) -> Candidate:
     return Candidate.of("emulated_fp32", **(params | changed))
 
 
-REASONS = STRATEGY.reasons_not(
-    contiguous_problem(64, 64, 64, torch.float32, device_type="cuda"), here(), continuous().kwargs
-)
-pytestmark = [
-    pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS)),
-    pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),
-]
+pytestmark = marks_for(continuous())
 kernel = fixture_for("continuous_product")
 
 
@@ -266,7 +260,8 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Repairs | None:
 
     made = module()
     monkeypatch.setattr(made, "weighing", counted(made.weighing, "weighed"))
-    monkeypatch.setattr(made, "ieee_tile", counted(made.ieee_tile, "again"))
+    shared = made.settle.__wrapped__.__globals__  # where it looks names up
+    monkeypatch.setitem(shared, "ieee_tile", counted(shared["ieee_tile"], "again"))
     return counts
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from gluon_stand_in import fixture_for
+from gluon_stand_in import UNEVEN, check, fixture_for, marks_for
 from test_kernels import LAYOUTS, ON_GPU, PLACE, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
@@ -42,22 +41,10 @@ def turned(candidate: Candidate) -> Candidate:
     return Candidate.of("emulated_fp32", **params)
 
 
-REASONS = STRATEGY.reasons_not(
-    contiguous_problem(64, 64, 64, torch.float32, device_type="cuda"), here(), streamed().kwargs
-)
-pytestmark = [
-    pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS)),
-    pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),
-]
+pytestmark = marks_for(streamed())
 
 
 kernel = fixture_for("streamed_product")
-
-
-def check(candidate: Candidate, A: torch.Tensor, B: torch.Tensor, out: str = "new") -> None:
-    """The bound, on every element of A·B."""
-    truth = Truth(1.0, A.cpu(), B.cpu(), 0.0, None)
-    assert serve(candidate, 1.0, A, B, 0.0, None, out, truth), "it was not served"
 
 
 def check_either(candidate: Candidate, A: torch.Tensor, B: torch.Tensor, turn: bool) -> None:
@@ -211,35 +198,10 @@ def test_every_certificate_is_needed(name: str, tmp_path: Path) -> None:
     assert broken == [False, True]
 
 
-def growing(steps: int) -> torch.Tensor:
-    """Magnitudes that grow along k, in so many steps of 2^6."""
-    exponents = torch.arange(192, device=PLACE) * steps // 192 * 6
-    return torch.ldexp(normal(36, 192), exponents)
-
-
-def spiked(where: int, exponent: int) -> torch.Tensor:
-    A = normal(36, 192)
-    A[3, where] = 2.0**exponent
-    return A
-
-
-UNEVEN: dict[str, Callable[[], torch.Tensor]] = {
-    "grows once": lambda: growing(2),
-    "grows all along": lambda: growing(20),
-    "a spike in the first block": lambda: spiked(5, 40),
-    "a spike later": lambda: spiked(150, 40),
-    "a spike at the end": lambda: spiked(191, 40),
-    "a spike near the end of the range": lambda: spiked(150, 120),
-    "a spike among zeros": lambda: (
-        spiked(150, 40) * (torch.arange(192, device=PLACE) > 100).float()
-    ),
-}
-
-
 @pytest.mark.parametrize("met", ["numbers", "zeros"])
 @pytest.mark.parametrize("name", UNEVEN)
 def test_what_outgrows_its_scales_is_computed_again(name: str, met: str) -> None:
-    A, B = UNEVEN[name](), normal(192, 20)
+    A, B = UNEVEN[name](192), normal(192, 20)
     if met == "zeros":  # the result is made of what the lowered scales hold worst
         B[A.abs().amax(0) > 2.0**30] = 0
     check_either(streamed(64, 32, slices=1 + (met == "numbers")), A, B, met == "zeros")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from gluon_stand_in import fixture_for
+from gluon_stand_in import UNEVEN, check, fixture_for, marks_for
 from test_kernels import ON_GPU, PLACE, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
@@ -35,22 +34,10 @@ def tandem(
     return Candidate.of("emulated_fp32", **(params | changed))
 
 
-REASONS = STRATEGY.reasons_not(
-    contiguous_problem(64, 64, 64, torch.float32, device_type="cuda"), here(), tandem().kwargs
-)
-pytestmark = [
-    pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS)),
-    pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),
-]
+pytestmark = marks_for(tandem())
 
 
 kernel = fixture_for("tandem_product")
-
-
-def check(candidate: Candidate, A: torch.Tensor, B: torch.Tensor) -> None:
-    """The bound, on every element of A·B, into a new result."""
-    truth = Truth(1.0, A.cpu(), B.cpu(), 0.0, None)
-    assert serve(candidate, 1.0, A, B, 0.0, None, "new", truth), "it was not served"
 
 
 @pytest.mark.parametrize("slices", [1, 3])
@@ -171,35 +158,13 @@ def test_every_certificate_is_needed(
     assert broken == [False, True]
 
 
-def growing(steps: int) -> torch.Tensor:
-    """Magnitudes that grow along k, in so many steps of 2^6."""
-    exponents = torch.arange(384, device=PLACE) * steps // 384 * 6
-    return torch.ldexp(normal(36, 384), exponents)
-
-
-def spiked(where: int, exponent: int) -> torch.Tensor:
-    A = normal(36, 384)
-    A[3, where] = 2.0**exponent
-    return A
-
-
-UNEVEN: dict[str, Callable[[], torch.Tensor]] = {
-    "grows once": lambda: growing(2),
-    "grows all along": lambda: growing(20),
-    "a spike in the first block": lambda: spiked(5, 40),
-    "a spike later": lambda: spiked(300, 40),
-    "a spike at the end": lambda: spiked(383, 40),
-    "a spike near the end of the range": lambda: spiked(300, 120),
-}
-
-
 @pytest.mark.parametrize("met", ["numbers", "zeros"])
 @pytest.mark.parametrize(("method", "slices"), [("fp16x3", 1), ("fp16x3", 2), ("fp16", 1)])
 @pytest.mark.parametrize("name", UNEVEN)
 def test_what_outgrows_its_scales_is_computed_again(
     name: str, method: str, slices: int, met: str
 ) -> None:
-    A, B = UNEVEN[name](), normal(384, 40)
+    A, B = UNEVEN[name](384), normal(384, 40)
     if met == "zeros":  # the result is made of what the lowered scales hold worst
         B[A.abs().amax(0) > 2.0**30] = 0
     candidate = tandem(method=method, slices=slices)

@@ -32,8 +32,8 @@ from autogemm.kernels.warpgroups import (
     arrive,
     by_tma,
     described_terms,
-    ieee_tile,
     origin,
+    settle,
     store,
     weighing,
     written_to,
@@ -258,7 +258,7 @@ def _continuous_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
-    if GUARD:
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if (doubtful > 0) & (wrong == 0):
             L: gl.constexpr = weighing(W)
             # Others, so that the result may pass through where those were.
@@ -297,23 +297,12 @@ def _continuous_kernel(
             light = (weight < certified + blocks * (BK * 0.00390625)) | (need <= _UNDERFLOW)
             # A sum of nothing but zeros is exact: hi is 0 for zeros alone.
             wrong = any_of(light & (heaviest > 0) & (need > 0))
-        if wrong > 0:
-            gl.thread_barrier()  # whichever thread stored an element is to have done so
-            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
-            again = ieee_tile(
-                a, b, i0, j0, m, n, first * BK, gl.minimum((first + blocks) * BK, k),
-                chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, BM, BN, W,
-            )  # fmt: skip
-            store(
-                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, GRAM, BM, BN, W,
-            )  # fmt: skip
-    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
-        if wrong == 0:
-            store(
-                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, GRAM, BM, BN, W,
-            )  # fmt: skip
+    settle(
+        total, wrong, a, b, c, out, i0, j0, m, n, first * BK,
+        gl.minimum((first + blocks) * BK, k), chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
+        c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, GRAM, SHARED, BM,
+        BN, W,
+    )  # fmt: skip
 
 
 def continuous_product(

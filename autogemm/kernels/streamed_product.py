@@ -34,12 +34,12 @@ from autogemm.kernels.warpgroups import (
     by_tma,
     described_rows,
     described_tiles,
-    ieee_tile,
     inverse,
     is_turned,
     largest,
     origin,
     scale_of,
+    settle,
     store,
     terms_of,
     weighing,
@@ -298,7 +298,7 @@ def _streamed_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, False, BM, BN, W,
         )  # fmt: skip
-    if GUARD:
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if (doubtful > 0) & (wrong == 0):
             # Others, so that the result may pass through where those were.
             a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
@@ -331,23 +331,12 @@ def _streamed_kernel(
             enough = _CERTIFIED + length * 0.0078125
             light = _inside(m - i0, n - j0, BM, BN, W) & (weight < enough) & (heaviest > 0)
             wrong = any_of(light)
-        if wrong > 0:
-            gl.thread_barrier()  # whichever thread stored an element is to have done so
-            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
-            again = ieee_tile(
-                a, b, i0, j0, m, n, first, first + length, chunk_blocks * BK // 2, a_row, a_k,
-                b_row, b_k, BM, BN, W,
-            )  # fmt: skip
-            store(
-                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, False, BM, BN, W,
-            )  # fmt: skip
-    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
-        if wrong == 0:
-            store(
-                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, False, BM, BN, W,
-            )  # fmt: skip
+    settle(
+        total, wrong, a, b, c, out, i0, j0, m, n, first, first + length,
+        chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
+        c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, False, SHARED, BM,
+        BN, W,
+    )  # fmt: skip
 
 
 def streamed_product(

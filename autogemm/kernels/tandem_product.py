@@ -32,7 +32,6 @@ from autogemm.kernels.warpgroups import (
     arrive,
     by_tma,
     described_tiles,
-    ieee_tile,
     in_registers,
     in_shared,
     inverse,
@@ -40,6 +39,7 @@ from autogemm.kernels.warpgroups import (
     largest,
     origin,
     scale_of,
+    settle,
     store,
     terms_of,
     written_to,
@@ -371,7 +371,7 @@ def _tandem_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
-    if GUARD:
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if (doubtful > 0) & (wrong == 0):
             # Others, so that the result may pass through where those were.
             a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
@@ -396,23 +396,12 @@ def _tandem_kernel(
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
             wrong = any_of(inside & (weight < enough) & (weight != 0))
-        if wrong > 0:
-            gl.thread_barrier()  # whichever thread stored an element is to have done so
-            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
-            again = ieee_tile(
-                a, b, i0, j0, m, n, first, first + length, chunk_pairs * BK, a_row, a_k,
-                b_row, b_k, BM, BN, W,
-            )  # fmt: skip
-            store(
-                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, GRAM, BM, BN, W,
-            )  # fmt: skip
-    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
-        if wrong == 0:
-            store(
-                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, GRAM, BM, BN, W,
-            )  # fmt: skip
+    settle(
+        total, wrong, a, b, c, out, i0, j0, m, n, first, first + length,
+        chunk_pairs * BK, a_row, a_k, b_row, b_k,
+        c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, GRAM, SHARED, BM,
+        BN, W,
+    )  # fmt: skip
 
 
 def tandem_product(

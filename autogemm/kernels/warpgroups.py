@@ -219,6 +219,35 @@ def ieee_tile(
 
 
 @gluon.jit
+def settle(
+    total, wrong, a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row,
+    c_col, out_row, out_col, alpha, beta, HAS_C: gl.constexpr, ROWS: gl.constexpr,
+    OUT_T: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """Compute a tile that is ``wrong`` again, over k in [first, last); else write it, if C was
+    kept for that (SHARED: the result takes its place).
+    """
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
+        if wrong > 0:
+            gl.thread_barrier()  # whichever thread stored an element is to have done so
+            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
+            again = ieee_tile(
+                a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM, BN, W
+            )
+            store(
+                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
+            )  # fmt: skip
+    if SHARED:  # noqa: SIM102
+        if wrong == 0:
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
+            )  # fmt: skip
+
+
+@gluon.jit
 def origin(program, m, n, group, BM: gl.constexpr, BN: gl.constexpr, GRAM: gl.constexpr):
     """As ``raster.tile_origin`` and ``raster.triangle_origin``."""
     if GRAM:
