@@ -136,7 +136,6 @@ def retime(
     chosen = {each: of for each, of in entry.choices.items() if level in (None, each)}
     with Workbench.open(problem, device, where, check=False) as bench:
         for mode in modes:
-            timer = bench.graph if mode == "graph" else bench.eager
             runs: dict[Candidate, Run] = {}
             contests: dict[str, tuple[Candidate, Candidate, Candidate]] = {}
             for level, choices in chosen.items():
@@ -155,9 +154,9 @@ def retime(
                     contests[AGAINST_TF32] = (_TF32, name, choice)
             if not contests:
                 continue
-            timers = {candidate: timer(run) for candidate, run in runs.items()}
+            timers = {candidate: bench.timer(run, mode) for candidate, run in runs.items()}
             first = next(iter(contests.values()))[0]
-            timers[_AGAIN] = timer(runs[first])
+            timers[_AGAIN] = bench.timer(runs[first], mode)
             times = in_turns(timers, _ROUNDS)
             aa = ratio(times[first], times[_AGAIN]).median
             for level, (base, name, choice) in contests.items():
