@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -194,7 +195,9 @@ def test_a_yaml_bomb_is_refused_at_its_first_anchor(parser):
 
 @pytest.mark.parametrize("opening", ["[", "{a: "])
 def test_nesting_is_refused_before_it_overflows_a_stack(parser, opening):
-    assert "expected at most 16 levels, found one more" in damage(opening * 100_000)
+    assert "expected at most 16 levels, found one more" in damage(opening * 17)
+    # libyaml reads ahead, and newer ones (PyYAML 6.0.4) refuse what they see there themselves.
+    assert re.search("at most 16 levels|maximum nesting depth", damage(opening * 100_000))
 
 
 def test_tables_are_read_where_pyyaml_lacks_its_c_parser():
