@@ -257,9 +257,11 @@ class _Searched:
         self._name = name
         self._usable = usable
         self._candidates = _shuffled(candidates, name)
-        self._axes = {key: _Axis(c.kwargs[key] for c in candidates) for key in candidates[0].kwargs}
+        # One that a candidate leaves out is the empty word there.
+        keys = dict.fromkeys(key for c in candidates for key in c.kwargs)
+        self._axes = {key: _Axis(c.kwargs.get(key, "") for c in candidates) for key in keys}
         self._places = {
-            c: {key: axis.place(c.kwargs[key]) for key, axis in self._axes.items()}
+            c: {key: axis.place(c.kwargs.get(key, "")) for key, axis in self._axes.items()}
             for c in self._candidates
         }
         self._starts = [seed for seed in seeds if seed in self._places]

@@ -966,6 +966,23 @@ def test_a_search_tries_so_many_of_each_large_pool_and_all_of_the_small_ones(
 
 
 @pytest.mark.usefixtures("many")
+def test_some_of_a_large_pool_may_leave_a_parameter_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Tiles.space
+
+    def space(self: Tiles, *where: object) -> Iterator[dict[str, ParamValue]]:
+        for params in real(self, *where):  # type: ignore[arg-type]
+            yield {k: v for k, v in params.items() if k != "wide" or v}
+
+    monkeypatch.setattr(Tiles, "space", space)
+    monkeypatch.setattr(Tiles, "optional", frozenset({"wide"}))
+    monkeypatch.setitem(globals(), "tile_us", lambda *_: 90.0)
+    bench = Hills()
+    explore(CUBE, bench)
+    assert {"wide" in c.kwargs for c in bench.tiles} == {False, True}
+    assert Counter(c.kwargs["terms"] for c in bench.tiles) == {1: TRIALS, 3: TRIALS}
+
+
+@pytest.mark.usefixtures("many")
 def test_only_what_serves_a_wanted_level_is_searched(tmp_path: Path) -> None:
     bench = Hills()
     entry = only(run(tmp_path, bench, levels=("highest",))[0])

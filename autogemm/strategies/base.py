@@ -82,6 +82,8 @@ class Strategy(ABC):
     """Whether it computes a single product: 2-D operands."""
     batched: ClassVar[bool] = False
     """Whether it computes a batch of them: 3-D operands, of which some may be expanded."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that may be left out, as tables do that are older than these."""
 
     @property
     def rank(self) -> int:
@@ -123,7 +125,7 @@ class Strategy(ABC):
     def wrong_parameters(self, params: Params) -> list[str]:
         """Why ``bound`` and ``bind`` do not take these parameters; empty means they do."""
         unknown = set(params) - set(self.parameters())
-        missing = set(self.parameters()) - set(params)
+        missing = set(self.parameters()) - self.optional - set(params)
         if unknown or missing:
             return [
                 f"takes the parameters {sorted(self.parameters())}; "
@@ -132,7 +134,7 @@ class Strategy(ABC):
         return [
             f"does not take {key}={params[key]!r}"
             for key, legal in self.parameters().items()
-            if not legal(params[key])
+            if key in params and not legal(params[key])
         ]
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
