@@ -83,6 +83,19 @@ FEW_PARAMS: dict[str, list[dict[str, ParamValue]]] = {
             (16, 64, 2, False),
             (64, 128, 1, True),
         )
+    ]
+    + [
+        {
+            "bm": 64,
+            "bn": 64,
+            "bk": 64,
+            "warps": 4,
+            "stages": 3,
+            "slices": 1,
+            "group": 8,
+            "persistent": False,
+            "reads": "direct",
+        }
     ],
 }
 """What stands for a search space too large to be tried whole."""

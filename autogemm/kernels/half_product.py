@@ -34,7 +34,7 @@ def _sum_of_products(
 
 
 @triton.jit
-def _offsets(row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def offsets(row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """Of a tile's elements from its first. UNIT: columns are contiguous, and 32 bits suffice."""
     r = tl.arange(0, BM)[:, None]
     q = tl.arange(0, BN)[None, :]
@@ -46,9 +46,10 @@ def _offsets(row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def _read(x, rows, cols, row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def read_tile(x, rows, cols, row, col, UNIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """A tile's elements from its first, and zeros beyond ``rows`` and ``cols``."""
     inside = (tl.arange(0, BM)[:, None] < rows) & (tl.arange(0, BN)[None, :] < cols)
-    return tl.load(x + _offsets(row, col, UNIT, BM, BN), mask=inside, other=0.0)
+    return tl.load(x + offsets(row, col, UNIT, BM, BN), mask=inside, other=0.0)
 
 
 @triton.jit
@@ -78,14 +79,14 @@ def _store_columns(
         here = read
         if HAS_C:
             if AHEAD:
-                read = _read(c + BN * c_col, rows, cols - BN, c_row, c_col, C_UNIT, BM, BN)
+                read = read_tile(c + BN * c_col, rows, cols - BN, c_row, c_col, C_UNIT, BM, BN)
             else:
-                here = _read(c, rows, cols, c_row, c_col, C_UNIT, BM, BN)
+                here = read_tile(c, rows, cols, c_row, c_col, C_UNIT, BM, BN)
         total *= alpha
         if HAS_C:
             total += beta * here.to(tl.float32)
         inside = (tl.arange(0, BM)[:, None] < rows) & (tl.arange(0, BN)[None, :] < cols)
-        at = _offsets(out_row, out_col, OUT_UNIT, BM, BN)
+        at = offsets(out_row, out_col, OUT_UNIT, BM, BN)
         tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
     return read
 
@@ -136,7 +137,7 @@ def _tile(
         )  # fmt: skip
     else:
         if AHEAD:
-            read = _read(c, rows, cols, c_row, c_col, C_UNIT, BM, AT_ONCE)
+            read = read_tile(c, rows, cols, c_row, c_col, C_UNIT, BM, AT_ONCE)
         _store_columns(
             total, read, c, out, rows, cols, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
             C_UNIT, OUT_UNIT, AHEAD, BM, BN, AT_ONCE,
@@ -206,11 +207,11 @@ def half_product(
         target, source = target.view(slices * result.shape[0], result.shape[1]), None
     read = result if source is None else source
     tiles = ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn)
-    c_unit, out_unit = _has_unit_columns(read), _has_unit_columns(target)
-    a_t, b_t = not _is_row_major(A), not _is_row_major(B)
+    c_unit, out_unit = has_unit_columns(read), has_unit_columns(target)
+    a_t, b_t = not is_row_major(A), not is_row_major(B)
     large = tiling.bm * tiling.bn > 128 * 128
     at_once = tiling.bn
-    aligned = c_unit and out_unit and _is_aligned(read) and _is_aligned(target)
+    aligned = c_unit and out_unit and is_aligned(read) and is_aligned(target)
     if not turned:
         at_once = min(at_once, 64 if aligned else 32)
     launch(
@@ -260,7 +261,7 @@ def half_product(
 
 def is_ready(x: torch.Tensor) -> bool:
     """Whether a 16-bit matrix can be read as it lies: one extent contiguous, 16-byte aligned."""
-    if not _is_row_major(x):
+    if not is_row_major(x):
         x = x.t()
     rows, pitch, step = x.shape[0], *x.stride()
     return (
@@ -270,7 +271,7 @@ def is_ready(x: torch.Tensor) -> bool:
     )
 
 
-def _is_row_major(x: torch.Tensor) -> bool:
+def is_row_major(x: torch.Tensor) -> bool:
     """Whether x is to be read along its rows; else along its columns."""
     (rows, cols), (row, col) = x.shape, x.stride()
     if cols == 1:
@@ -278,11 +279,12 @@ def _is_row_major(x: torch.Tensor) -> bool:
     return col == 1 or (rows > 1 and row != 1)
 
 
-def _has_unit_columns(x: torch.Tensor) -> bool:
+def has_unit_columns(x: torch.Tensor, every: int = 1) -> bool:
+    """Whether columns are contiguous and a tile's offsets fit 32 bits, of so many-th rows."""
     row, col = x.stride()
-    return col == 1 and row < _FAR_ROW
+    return col == 1 and every * row < _FAR_ROW
 
 
-def _is_aligned(x: torch.Tensor) -> bool:
+def is_aligned(x: torch.Tensor) -> bool:
     """Whether rows are whole multiples of 16 bytes, at such addresses."""
     return x.stride(0) % 8 == 0 and x.shape[1] % 8 == 0 and x.data_ptr() % 16 == 0

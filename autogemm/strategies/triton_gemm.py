@@ -1,8 +1,8 @@
 """16-bit products by a kernel of our own, which asks nothing of C's or the result's alignment.
 
 cuBLAS runs 16-bit products of odd sizes at 10-20 % of the speed of their aligned neighbours
-(H200, cuBLAS 13.1). Here only an operand whose own rows are unaligned costs a pass, and α, β and
-the one rounding happen where the sums are.
+(H200, cuBLAS 13.1). Here only an operand whose own rows are unaligned costs a pass, if that, and
+α, β and the one rounding happen where the sums are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from autogemm.strategies.base import (
     tile_of,
     tiles_of,
 )
+from autogemm.strategies.direct_reads import bind_direct, copied, reasons_not_direct, tiles_for
 from autogemm.strategies.guarded import aligned_extent
 
 _TILES = (
@@ -60,7 +61,8 @@ class TritonGemm(Strategy):
 
     ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``slices`` the parts of k computed
     apart, ``group`` the rows of tiles that share columns in time. With ``persistent`` a program
-    computes tile after tile and loads operands of the next while it writes the last.
+    computes tile after tile and loads operands of the next while it writes the last. ``reads`` is
+    given as ``direct`` or not at all: one unaligned operand is not copied, then.
     """
 
     name = "triton_gemm"
@@ -69,6 +71,7 @@ class TritonGemm(Strategy):
     packages = ("triton",)
     depends_on = ("torch", "triton")
     min_capability = (9, 0)  # tensor descriptors
+    optional = frozenset({"reads"})
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
@@ -81,6 +84,7 @@ class TritonGemm(Strategy):
             "slices": at_least(1),
             "group": at_least(1),
             "persistent": one_of(True, False),
+            "reads": one_of("direct"),
         }
 
     def wrong_parameters(self, params: Params) -> list[str]:
@@ -92,12 +96,14 @@ class TritonGemm(Strategy):
             return ["a tile needs 64 rows or columns and has at most 32768 elements"]
         if params["persistent"] and params["slices"] != 1:
             return ["persistent programs take no slices"]
+        if "reads" in params and (params["persistent"] or params["slices"] != 1):
+            return ["reads=direct takes neither slices nor persistent programs"]
         return []
 
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
         if "rocm" in device.features:
             return ["the arithmetic of its tensor cores was studied on NVIDIA GPUs only"]
-        return []
+        return reasons_not_direct(problem, params) if "reads" in params else []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
         tiles = [t for t in _TILES if _fits(t[0], problem.m) and _fits(t[1], problem.n)]
@@ -112,11 +118,15 @@ class TritonGemm(Strategy):
             if bm * bn > 128 * 128 and count > device.units:
                 yield _params(*tile, 1, 16, False)
                 yield _params(*tile, 1, 8, True)
+        for tile in tiles_for(problem):
+            direct = {**_params(*tile, 1, 8, False), "reads": "direct"}
+            if not reasons_not_direct(problem, direct):
+                yield direct
 
     def kin(self, candidate: Candidate) -> Candidate:
-        """Same tile: slices and groups are then matters of degree."""
+        """Same tile, read alike: slices and groups are then matters of degree."""
         params = candidate.kwargs
-        shared = {key: params[key] for key in ("bm", "bn") if key in params}
+        shared = {key: params[key] for key in ("bm", "bn", "reads") if key in params}
         return Candidate.of(self.name, **shared)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
@@ -124,6 +134,8 @@ class TritonGemm(Strategy):
         return ErrorBound(4.0, precision.growth(problem.dtype, problem.k))
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        if "reads" in params:
+            return bind_direct(problem, params)
         from autogemm.kernels.half_product import half_product
         from autogemm.kernels.split_product import Tiling
 
@@ -156,6 +168,8 @@ class TritonGemm(Strategy):
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
+        if "reads" in params:
+            return copied(problem) * problem.itemsize
         slices = int(params["slices"])
         staged = (m * k if _is_unaligned(problem.a) else 0) + (
             k * n if _is_unaligned(problem.b) else 0
