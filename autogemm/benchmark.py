@@ -310,10 +310,14 @@ class Guarded:
     unguarded_us: float
     """The same kernels with their checks compiled out."""
     bad_us: Mapping[str, float]
-    """With a single element of A replaced, by what it is."""
+    """With a single element replaced, by what it is and where."""
 
 
-BAD_ELEMENTS = {"inf": math.inf, "NaN": math.nan, "1e30": 1e30, "1e-30": 1e-30, "1e-42": 1e-42}
+BAD_ELEMENTS = {
+    "inf": ("A", math.inf), "NaN": ("A", math.nan), "1e30": ("A", 1e30), "1e-30": ("A", 1e-30),
+    "1e-42": ("A", 1e-42), "NaN in B": ("B", math.nan), "1e30 in B": ("B", 1e30),
+}  # fmt: skip
+"""In A unless it says so."""
 
 
 def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | None:
@@ -332,16 +336,19 @@ def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | N
     with Workbench.open(problem, device, where, check=False) as bench:
         timers = {"": bench.graph(run), "unguarded": bench.graph(bare)}
         times = _medians(timers)
-        kept = [x.A.clone() for x in bench.operands]
-        bad = {}
-        for name, value in BAD_ELEMENTS.items():
-            for x, good in zip(bench.operands, kept, strict=True):
-                x.A.copy_(good)
-                x.A[problem.m // 2, problem.k // 3] = value
-            both = _medians({name: timers[""]})
-            bad[name] = both[name]
-        for x, good in zip(bench.operands, kept, strict=True):
-            x.A.copy_(good)
+        bad: dict[str, float] = {}
+        for name, (operand, value) in BAD_ELEMENTS.items():
+            places = [
+                x.A[..., problem.m // 2, problem.k // 3] if operand == "A"
+                else x.B[..., problem.k // 3, problem.n // 2]
+                for x in bench.operands
+            ]  # fmt: skip
+            kept = [place.clone() for place in places]
+            for place in places:
+                place.fill_(value)
+            bad |= _medians({name: timers[""]})
+            for place, good in zip(places, kept, strict=True):
+                place.copy_(good)
         again = _medians({"": timers[""]})[""]
     return Guarded(
         problem=problem, candidate=choice.candidate, us=(times[""] + again) / 2,

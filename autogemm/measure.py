@@ -47,6 +47,8 @@ _COMPARED_EAGER_US = 6000.0
 to an idle GPU, and that the host learns of the last one's end, counts for 1 % of it."""
 _WARM_UP_US = 2000.0
 _MAX_CALLS = 200
+_TIMINGS = 5
+"""How often a candidate that is not too slow is timed; the median counts."""
 
 EAGER_EQUALS_GRAPH_US = 2000.0
 """Above this time the host runs ahead of the device, and eager calls take graph time."""
@@ -155,7 +157,7 @@ class Workbench:
                 graph_us, eager_us = (rough, None) if graph else (None, rough)
             else:
                 timer = graph or self.eager(run)
-                graph_us = statistics.median(timer() for _ in range(5)) if graph else None
+                graph_us = statistics.median(timer() for _ in range(_TIMINGS)) if graph else None
                 eager_us = self._eager_median(run, graph_us)
             return Measured(
                 candidate=candidate, status="slow" if slow else "ok", graph_us=graph_us,
@@ -175,7 +177,7 @@ class Workbench:
             return None
         timer = self.eager(run)
         timer()
-        return statistics.median(timer() for _ in range(5))
+        return statistics.median(timer() for _ in range(_TIMINGS))
 
     def compare(
         self, candidates: Sequence[Candidate], mode: str, rounds: int
@@ -246,6 +248,17 @@ class Workbench:
     def _wait(self) -> None:
         if self.device.has_cuda:
             torch.cuda.synchronize()
+
+
+def screening_saved_us(row: Measured) -> float:
+    """About how long the timings would have taken that a candidate was spared as ``slow``."""
+    us = row.graph_us or row.eager_us
+    if row.status != "slow" or us is None:
+        return 0.0
+    runs = _TIMINGS * max(_GRAPH_US, us)
+    if row.graph_us is not None and us <= EAGER_EQUALS_GRAPH_US:
+        runs += _WARM_UP_US + (1 + _TIMINGS) * max(_EAGER_US, us)
+    return runs
 
 
 # ------------------------------------------------------------------------ comparisons

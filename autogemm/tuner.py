@@ -37,6 +37,7 @@ from autogemm.device import Device, clocks, software_versions
 from autogemm.errors import DatabaseError, PluginWarning
 from autogemm.finals import Bench, finals
 from autogemm.journal import open_storage
+from autogemm.measure import screening_saved_us
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import Problem
 from autogemm.renewal import renewed, searched_levels
@@ -95,6 +96,8 @@ class Outcome:
     """Candidates measured in this run."""
     screened: int
     """Those of them that were stopped early."""
+    saved_s: float
+    """About how many seconds of timing that spared."""
     reused: int
     """Problems found tuned already."""
     unfinished: int
@@ -145,6 +148,7 @@ class _Run:
         self.writer = _Writer(path, device, self._environment, self._beside)
         self._entries: list[Entry] = []
         self._measured = self._screened = self._reused = self._done = 0
+        self._saved_us = 0.0
 
     def reuse(self, problem: Problem) -> bool:
         """Take the entry that the table has, if nothing it depends on has changed."""
@@ -222,6 +226,7 @@ class _Run:
             entries=tuple(self._entries),
             measured=self._measured,
             screened=self._screened,
+            saved_s=self._saved_us * 1e-6,
             reused=self._reused,
             unfinished=len(self._order.workloads) - len(self._entries),
         )
@@ -229,6 +234,7 @@ class _Run:
     def _tell(self, problem: Problem, search: Search, row: Measured) -> None:
         self._measured += 1
         self._screened += row.status == "slow"
+        self._saved_us += screening_saved_us(row)
         self._report(
             Progress(
                 problem=problem,

@@ -109,7 +109,8 @@ def main() -> int:
         print(saving_table(savings(program.workloads, outcome.entries), program.seconds))
     print(
         f"{len(outcome.entries)} problems ({outcome.reused} tuned before), {outcome.measured} "
-        f"candidates timed, {outcome.screened} of them stopped early, {time.time() - started:.0f} s"
+        f"candidates timed, {outcome.screened} of them stopped early "
+        f"(about {outcome.saved_s:.0f} s saved), {time.time() - started:.0f} s"
     )
     if outcome.unfinished:
         print(f"{outcome.unfinished} problems are left; run the same command again to go on")

@@ -267,7 +267,7 @@ def test_a_worker_that_falls_silent_is_killed() -> None:
 
 
 def test_a_worker_that_died_is_told_apart_from_one_that_failed_and_one_that_finished() -> None:
-    outcome = Outcome(entries=(), measured=1, screened=0, reused=0, unfinished=0)
+    outcome = Outcome(entries=(), measured=1, screened=0, saved_s=0.0, reused=0, unfinished=0)
     for message in (outcome, RuntimeError("no table")):
         ours, theirs = multiprocessing.Pipe()
         theirs.send(message)

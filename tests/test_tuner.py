@@ -29,7 +29,15 @@ from autogemm.device import Device, device_of
 from autogemm.errors import DatabaseError, DatabaseWarning, PluginWarning
 from autogemm.finals import choose
 from autogemm.journal import open_storage
-from autogemm.measure import ALPHA, BETA, Workbench, in_turns, ratio, without_directories
+from autogemm.measure import (
+    ALPHA,
+    BETA,
+    Workbench,
+    in_turns,
+    ratio,
+    screening_saved_us,
+    without_directories,
+)
 from autogemm.operands import make_operands, normal
 from autogemm.precision import ErrorBound, Tolerance, growth
 from autogemm.problem import LAYOUTS, UPDATES, Problem, Update, _layout, contiguous_problem
@@ -384,6 +392,14 @@ def test_screening_is_against_candidates_at_least_as_accurate(tmp_path: Path) ->
 def test_the_first_candidate_is_never_screened(tmp_path: Path) -> None:
     bench = run(tmp_path, {FULL: 1e6})[1]
     assert bench.screens[FULL] is False
+
+
+def test_what_screening_saved_is_told_for_what_was_screened_alone() -> None:
+    spared = screening_saved_us(Measured(candidate=AXPBY, status="slow", graph_us=500.0))
+    assert spared > screening_saved_us(Measured(candidate=AXPBY, status="slow", eager_us=500.0))
+    assert screening_saved_us(Measured(candidate=AXPBY, status="slow", graph_us=1e6)) >= 4e6
+    assert screening_saved_us(Measured(candidate=AXPBY, status="ok", graph_us=500.0)) == 0
+    assert screening_saved_us(Measured(candidate=AXPBY, status="failed")) == 0
 
 
 # ------------------------------------------------------------------- stopping and going on

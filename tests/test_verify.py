@@ -253,8 +253,9 @@ def test_retune_tunes_the_flagged_problems(
     def supervise(order: Order, *_: object) -> Outcome:
         orders.append(order)
         return Outcome(
-            entries=(claims(1.0, FULL, m=17),), measured=1, screened=0, reused=0, unfinished=0
-        )
+            entries=(claims(1.0, FULL, m=17),), measured=1, screened=0, saved_s=0.0, reused=0,
+            unfinished=0,
+        )  # fmt: skip
 
     monkeypatch.setattr(supervisor, "supervise", supervise)
     write_for_this_cpu(tmp_path, claims(2.0, m=16), claims(2.0, TF32, m=17))
