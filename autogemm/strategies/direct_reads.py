@@ -1,8 +1,8 @@
 """``triton_gemm`` with ``reads: direct``: one unaligned operand is read where it lies.
 
-It has to be contiguous along k. Two kernels do it: where the result is contiguous across that
-operand's rows (columns, of B) ``interleaved_product``, which brings them as tiles, else
-``words_product``, which brings words and shifts them into place.
+It has to be contiguous along k, and the result across its rows (columns, of B), which is how
+``kernels/interleaved_product.py`` writes. Bringing the operand in words of 32 bits, shifted into
+place, would do without the latter; it took four times as long as a copy and ``half_product`` (H200).
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ _SHORTEST = 9
 """Elements of k, of which up to eight precede what is brought as tiles; and as many rows."""
 _INTERLEAVED = 8
 """Tiles that rows next to each other belong to, at most."""
-_READS = 2
-"""How often tiles read the operand at most; sparing its copy pays for about as many readings."""
-_BY_TILES = (
+_READS = 4
+"""How often tiles read the operand at most: four times at 8192 x 1024 x 1001 it took 37 us where
+copying it first took 43, sixteen times at 4095 x 4096 x 4095 224 and 205 (H200)."""
+_TILES = (
+    (128, 256, 64, 8, 4),
     (128, 128, 64, 8, 3),
     (128, 128, 64, 4, 3),
     (64, 256, 64, 4, 2),
+    (64, 256, 32, 4, 4),
     (64, 128, 64, 4, 2),
     (128, 64, 64, 4, 3),
     (64, 64, 64, 4, 4),
     (128, 32, 64, 4, 4),
     (128, 16, 64, 4, 4),
 )
-_BY_WORDS = (
-    (64, 128, 64, 4, 3),
-    (64, 128, 32, 4, 3),
-    (64, 256, 64, 8, 3),
-    (64, 64, 64, 4, 3),
-)
 """(rows of the operand, of the result's other extent, bk, warps, stages)"""
 
 
 def direct_operand(problem: Problem) -> Literal["A", "B"] | None:
-    """The larger one of the unaligned operands that are contiguous along k, if there is any."""
-    a, b = problem.a == "row-unaligned", problem.b == "col-unaligned"
-    if a and (problem.m >= problem.n or not b):
+    """The unaligned operand that can be read where it lies, if there is one."""
+    by_columns = problem.out.startswith("col")
+    if problem.a == "row-unaligned" and not by_columns:
         return "A"
-    return "B" if b else None
+    if problem.b == "col-unaligned" and by_columns:
+        return "B"
+    return None
 
 
 def reasons_not_direct(problem: Problem, params: Params) -> list[str]:
@@ -54,8 +53,9 @@ def reasons_not_direct(problem: Problem, params: Params) -> list[str]:
     direct = direct_operand(problem)
     if direct is None:
         return [
-            "reads=direct is for an unaligned operand that is contiguous along k: A by rows or B "
-            f"by columns, not for {problem.a} x {problem.b}"
+            "reads=direct is for an unaligned operand that is contiguous along k: A by rows, the "
+            "result by rows too, or B by columns, the result by columns too; not for "
+            f"{problem.a} x {problem.b} -> {problem.out}"
         ]
     extent = problem.m if direct == "A" else problem.n
     if min(extent, problem.k) < _SHORTEST:
@@ -63,9 +63,9 @@ def reasons_not_direct(problem: Problem, params: Params) -> list[str]:
             f"reads=direct is for {_SHORTEST} rows of {_SHORTEST} elements or more, not for "
             f"{extent} of {problem.k}"
         ]
-    rows, _ = _tile_of(problem, params)
+    rows, _ = _tile_of(direct, params)
     if rows < 64:
-        side = "columns" if _is_transposed(problem, direct) else "rows"
+        side = "rows" if direct == "A" else "columns"
         return [f"reads=direct takes tiles of at least 64 {side} here, not of {rows}"]
     return []
 
@@ -77,9 +77,11 @@ def tiles_for(problem: Problem) -> Iterator[tuple[int, int, int, int, int]]:
         return
     m, n = problem.m, problem.n
     extent, across = (m, n) if direct == "A" else (n, m)
-    by_tiles = _comes_by_tiles(problem, direct)
-    for rows, cols, bk, warps, stages in _BY_TILES if by_tiles else _BY_WORDS:
-        if _INTERLEAVED * rows <= extent and cols // 2 < across <= _READS * cols:
+    for rows, cols, bk, warps, stages in _TILES:
+        reads = -(-across // cols)
+        # Larger tiles read it less often; smaller ones than need be are tried where it is once.
+        suits = across > cols // 2 and reads <= (_READS if cols == 256 else 2)
+        if _INTERLEAVED * rows <= extent and suits:
             bm, bn = (rows, cols) if direct == "A" else (cols, rows)
             yield bm, bn, bk, warps, stages
 
@@ -91,23 +93,19 @@ def copied(problem: Problem) -> int:
     other, across = (problem.b, problem.n) if direct == "A" else (problem.a, problem.m)
     if other == ("row" if direct == "A" else "col"):
         return 0
-    if other in ("row", "col") and not _comes_by_tiles(problem, direct):
-        return 0
     return aligned_extent(across, problem.itemsize) * aligned_extent(problem.k, problem.itemsize)
 
 
 def bind_direct(problem: Problem, params: Params) -> Run:
-    """What computes the product."""
+    """What computes the product; that of B is the transposed one."""
     from autogemm.kernels.half_product import is_ready, is_row_major
     from autogemm.kernels.interleaved_product import interleaved_product, is_interleaved
     from autogemm.kernels.split_product import Tiling
     from autogemm.kernels.staging import stage
-    from autogemm.kernels.words_product import has_words, words_product
 
     direct = direct_operand(problem)
     assert direct is not None
-    by_tiles, transposed = _comes_by_tiles(problem, direct), _is_transposed(problem, direct)
-    bm, bn = _tile_of(problem, params)
+    bm, bn = _tile_of(direct, params)
     tiling = Tiling(
         bm, bn, int(params["bk"]), int(params["warps"]), int(params["stages"]),
         int(params["group"]),
@@ -125,35 +123,18 @@ def bind_direct(problem: Problem, params: Params) -> Run:
     def write(
         alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
     ) -> None:
-        if transposed:
+        if direct == "B":
             A, B, out = B.t(), A.t(), out.t()
             C = None if C is None else C.t()
         # Layouts promise what is asked for here, but for addresses beyond what memory begins with.
-        if by_tiles:
-            A = A if is_interleaved(A) else aligned(A)
-            B = B if is_row_major(B) and is_ready(B) else by_rows(B)
-            interleaved_product(alpha, A, B, beta, C, out, tiling=tiling)
-        else:
-            A = A if is_ready(A) else aligned(A)
-            B = B if has_words(B) else aligned(B)
-            words_product(alpha, A, B, beta, C, out, tiling=tiling)
+        A = A if is_interleaved(A) else aligned(A)
+        B = B if is_row_major(B) and is_ready(B) else by_rows(B)
+        interleaved_product(alpha, A, B, beta, C, out, tiling=tiling)
 
     return into_new(write)
 
 
-def _comes_by_tiles(problem: Problem, direct: str) -> bool:
-    """Whether the result's contiguous extent is the other operand's."""
-    return problem.out.startswith("col") == (direct == "B")
-
-
-def _is_transposed(problem: Problem, direct: str) -> bool:
-    """Whether the transposed product is computed: tiles are of A, words of B."""
-    return _comes_by_tiles(problem, direct) == (direct == "B")
-
-
-def _tile_of(problem: Problem, params: Params) -> tuple[int, int]:
+def _tile_of(direct: str, params: Params) -> tuple[int, int]:
     """The tile of the product that is computed."""
-    direct = direct_operand(problem)
-    assert direct is not None
     bm, bn = tile_of(params)
-    return (bn, bm) if _is_transposed(problem, direct) else (bm, bn)
+    return (bm, bn) if direct == "A" else (bn, bm)
