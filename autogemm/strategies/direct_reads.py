@@ -1,8 +1,8 @@
 """``triton_gemm`` with ``reads: direct``: one unaligned operand is read where it lies.
 
 It has to be contiguous along k, and the result across its rows (columns, of B), which is how
-``kernels/interleaved_product.py`` writes. Bringing the operand in words of 32 bits, shifted into
-place, would do without the latter; it took four times as long as a copy and ``half_product`` (H200).
+``kernels/interleaved_product.py`` writes. Words of 32 bits, shifted into place, would do without
+the latter; they took four times as long as a copy and ``half_product`` (H200).
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def tiles_for(problem: Problem) -> Iterator[tuple[int, int, int, int, int]]:
     extent, across = (m, n) if direct == "A" else (n, m)
     for rows, cols, bk, warps, stages in _TILES:
         reads = -(-across // cols)
-        # Larger tiles read it less often; smaller ones than need be are tried where it is once.
+        # Smaller tiles than need be are tried where they read it twice.
         suits = across > cols // 2 and reads <= (_READS if cols == 256 else 2)
-        if _INTERLEAVED * rows <= extent and suits:
+        if suits and _INTERLEAVED * rows * reads <= extent:
             bm, bn = (rows, cols) if direct == "A" else (cols, rows)
             yield bm, bn, bk, warps, stages
 
