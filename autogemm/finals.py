@@ -13,7 +13,13 @@ from typing import Protocol
 
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
-from autogemm.database.prediction import host_margin, is_noisier, sure_gain, waits_for_host
+from autogemm.database.prediction import (
+    HOST_LEAST,
+    host_margin,
+    is_noisier,
+    sure_gain,
+    waits_for_host,
+)
 from autogemm.measure import EAGER_EQUALS_GRAPH_US, ratio
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem
@@ -112,8 +118,8 @@ def choose(
 ) -> Choice | None:
     """The winner of interleaved timings: the baseline, unless another is surely faster.
 
-    It takes a median ratio of at least ``margin`` (``host_margin`` for what waits for the
-    host) with its confidence interval above 1 to replace the baseline; ties go to the
+    It takes a median ratio of at least ``margin`` with its confidence interval above 1 to replace
+    the baseline (``host_margin`` and ``HOST_LEAST`` for what waits for the host); ties go to the
     simplest strategy. Of one whose speed depends on the data ``sure_gain`` counts.
     """
     if base not in times:
@@ -122,8 +128,10 @@ def choose(
     won = {}
     for candidate, r in ratios.items():
         sure = sure_gain(candidate, r.median)
-        least = host_margin(base in host_bound) if candidate in host_bound else margin
-        if candidate != base and sure >= least and r.low > 1.0:
+        least, low = margin, 1.0
+        if candidate in host_bound:
+            least, low = host_margin(base in host_bound), HOST_LEAST
+        if candidate != base and sure >= least and r.low > low:
             won[candidate] = sure
     winner = base
     if won:

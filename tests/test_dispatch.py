@@ -189,14 +189,21 @@ def test_where_a_choice_cannot_run_the_next_best_of_the_entry_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_us", "ratio", "stays"), [(100.0, 1.9, False), (100.0, 2.1, True), (60.0, 1.4, True)]
+    ("base_us", "ratio", "low", "stays"),
+    [
+        (100.0, 1.9, 1.8, False),
+        (100.0, 2.1, 2.0, True),
+        (60.0, 1.4, 1.3, True),
+        (60.0, 1.4, 1.05, False),
+    ],
 )
 def test_a_choice_that_a_slower_host_would_undo_is_left_to_the_baseline(
-    base_us: float, ratio: float, stays: bool
+    base_us: float, ratio: float, low: float, stays: bool
 ) -> None:
     """Choices of older tables did not have to win by as much."""
     rows = [row(FULL, 100.0, graph_us=base_us), row(AXPBY, 100.0 / ratio, graph_us=20.0)]
-    known = evidence(entry(CUBE, {"highest": choice(AXPBY, ratio=ratio)}, rows))
+    chosen = replace(choice(AXPBY, ratio=ratio), low=low)
+    known = evidence(entry(CUBE, {"highest": chosen}, rows))
     made = plan(known, CUBE, mode="eager")
     assert made.candidate == (AXPBY if stays else FULL)
     assert made.source == "exact"

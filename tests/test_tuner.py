@@ -230,6 +230,16 @@ def test_the_baseline_stays_where_the_interval_reaches_one() -> None:
     assert choice.runner_up == AXPBY
 
 
+def test_what_waits_for_the_host_wins_clear_of_its_scatter() -> None:
+    base = [100.0] * 20
+    scattered = [100.0 / 1.5] * 13 + [100.0 / 1.05] * 7  # the interval reaches down to 1.05
+    assert ratio(base, scattered).low == pytest.approx(1.05)
+    for host_bound, winner in (((), AXPBY), ((FULL, AXPBY), FULL)):
+        found = choose({FULL: base, AXPBY: scattered}, FULL, host_bound)
+        assert found is not None
+        assert found.candidate == winner
+
+
 def test_ties_go_to_the_simplest_strategy(tmp_path: Path) -> None:
     entry = only(run(tmp_path, {FULL: 100.0, TF32: 50.0, HALF: 49.8, SPLIT: 50.2})[0])
     assert chosen(entry, "high") == SPLIT

@@ -11,6 +11,7 @@ from pathlib import Path
 from autogemm.database.entries import Choice, Entry, Key, Measured, Table, key_of
 from autogemm.database.locations import search_path, table_files, table_path
 from autogemm.database.prediction import (
+    HOST_LEAST,
     NEAR,
     Model,
     admits,
@@ -190,7 +191,8 @@ class Evidence:
         def waits(row: Measured | None) -> bool:
             return mode == "eager" and row is not None and waits_for_host(row, base)
 
-        if base is not None and waits(row) and choice.ratio < on_slow_hosts:
+        is_doubtful = choice.ratio < on_slow_hosts or choice.low <= HOST_LEAST
+        if base is not None and waits(row) and is_doubtful:
             why = f"{choice.candidate.strategy}, {choice.ratio:.3g}x, may lose on a slower host"
             return [measured(base.candidate, 1.0, why)]
         margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
