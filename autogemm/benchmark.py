@@ -18,7 +18,7 @@ import torch
 
 from autogemm import api
 from autogemm.database import Entry
-from autogemm.database.lookup import SWITCH_MARGIN
+from autogemm.database.lookup import SWITCH_MARGIN, may_lose_elsewhere
 from autogemm.database.prediction import NEAR, Model, admits, device_us
 from autogemm.device import Device
 from autogemm.measure import Workbench, in_turns, ratio
@@ -130,7 +130,7 @@ def retime(
     Left out is what ``unable`` names, and what is not of the ``level`` or ``mode`` asked for.
     """
     problem, left_out = entry.problem, unable(entry, device)
-    errors = {row.candidate: row.error for row in entry.measured}
+    rows = {row.candidate: row for row in entry.measured}
     here = MODES if device.has_cuda else MODES[1:]
     modes = [each for each in here if mode in (None, each)]
     chosen = {each: of for each, of in entry.choices.items() if level in (None, each)}
@@ -141,8 +141,11 @@ def retime(
             for level, choices in chosen.items():
                 if not choices or level in left_out:
                     continue
-                choice = (choices.get(mode) or list(choices.values())[-1]).candidate
-                base, name = baseline(problem, level), choice
+                made = choices.get(mode) or list(choices.values())[-1]
+                base, choice = baseline(problem, level), made.candidate
+                if base in rows and may_lose_elsewhere(made, rows.get(choice), rows[base], mode):
+                    choice = base  # what a call runs, too
+                name = choice
                 if mode == "call":
                     base, name = Candidate.of("torch.addmm"), Candidate.of(f"gemm {level}")
                     runs[base], runs[name] = plain_addmm, _as_user(level)
@@ -168,7 +171,7 @@ def retime(
                     low=result.low, high=result.high, aa=aa, tflops=problem.flops / us * 1e-6,
                     gbytes=problem.min_bytes / us * 1e-3,
                     roofline=None if ceilings is None else ceilings.seconds(problem) * 1e6 / us,
-                    error=errors.get(choice),
+                    error=None if choice not in rows else rows[choice].error,
                 )  # fmt: skip
 
 

@@ -217,6 +217,18 @@ def test_a_choice_that_cannot_run_here_is_left_out_and_named() -> None:
     assert levels == {"highest"}
 
 
+def test_what_a_call_leaves_to_the_baseline_is_timed_as_the_baseline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark, "_ROUNDS", 3)
+    rows = (row(FULL, 100.0, graph_us=95.0), row(AXPBY, 60.0, graph_us=20.0))
+    for ratio, timed in ((1.6, FULL), (2.4, AXPBY)):
+        made = cpu_entry(choices={"highest": {"eager": choice(AXPBY, ratio)}}, measured=rows)
+        with torch.no_grad():
+            (result,) = retime(made, device_of(CPU), CPU, None, mode="eager")
+        assert result.candidate == timed
+
+
 def test_another_machines_table_is_not_timed_here(tmp_path: Path) -> None:
     write_table(tmp_path / "gpu.yaml", Table(device=GPU))
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--db", str(tmp_path / "gpu.yaml")]

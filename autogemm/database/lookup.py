@@ -191,8 +191,7 @@ class Evidence:
         def waits(row: Measured | None) -> bool:
             return mode == "eager" and row is not None and waits_for_host(row, base)
 
-        is_doubtful = choice.ratio < on_slow_hosts or choice.low <= HOST_LEAST
-        if base is not None and waits(row) and is_doubtful:
+        if base is not None and may_lose_elsewhere(choice, row, base, mode):
             why = f"{choice.candidate.strategy}, {choice.ratio:.3g}x, may lose on a slower host"
             return [measured(base.candidate, 1.0, why)]
         margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
@@ -214,6 +213,16 @@ class Evidence:
         if environment is None:
             return ""
         return version_drift(environment.versions, self._device.type, candidate)
+
+
+def may_lose_elsewhere(choice: Choice, row: Measured | None, base: Measured, mode: str) -> bool:
+    """Whether a choice, measured in ``row``, is left to the baseline: on a slower host it may lose.
+
+    Tables that are older than the rule have such choices.
+    """
+    if mode != "eager" or row is None or not waits_for_host(row, base):
+        return False
+    return choice.ratio < host_margin(waits_for_host(base)) or choice.low <= HOST_LEAST
 
 
 def version_drift(
