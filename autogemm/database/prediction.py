@@ -121,6 +121,7 @@ class Model:
             for entry, margin in entries
         ]
         self._hosts = self._fit_hosts()
+        self._quickest = self._fit_quickest()
         self._ceilings = self._fit_ceilings()
 
     def predict(self, problem: Problem, tolerance: Tolerance, mode: str) -> list[Prediction]:
@@ -154,16 +155,16 @@ class Model:
             if candidate == base or sum(w for w, _, _ in points) < COVERAGE * total:
                 continue
             mean, doubt = _mean_and_doubt(points)
+            floor = self._floor_us(candidate, problem)
+            us, doubted = (max(base_us / math.exp(log), floor) for log in (mean, mean - doubt))
+            before, needed = base_us, margin
             if mode == "eager":
                 before = max(base_us, self._host_us(base, problem))
                 host = HOST_DOUBT * self._host_us(candidate, problem)
-                score = before / max(base_us / math.exp(mean - doubt), host)
-                us = max(base_us / math.exp(mean), host)
+                us, doubted = max(us, host), max(doubted, host)
                 waits_too = before > HOST_BOUND * base_us
                 needed = max(margin, host_margin(waits_too)) if us == host else margin
-            else:
-                before, needed = base_us, margin
-                score, us = math.exp(mean - doubt), base_us / math.exp(mean)
+            score = before / doubted
             score = sure_gain(candidate, score)
             if score > needed:
                 scored.append((score, -BY_NAME[candidate.strategy].rank, candidate, us, before))
@@ -237,6 +238,22 @@ class Model:
         keys = _host_keys(candidate, problem.dtype)
         each = next((self._hosts[key] for key in keys if key in self._hosts), 0.0)
         return each * _launches(candidate, problem)
+
+    def _fit_quickest(self) -> dict[str, float]:
+        """The least device time a launch that was measured of each strategy."""
+        found: dict[str, float] = {}
+        for entry, _, rows in self._entries:
+            for candidate, row in rows.items():
+                if (us := device_us(row)) is not None:
+                    each = us / _launches(candidate, entry.problem)
+                    name = candidate.strategy
+                    found[name] = min(each, found.get(name, each))
+        return found
+
+    def _floor_us(self, candidate: Candidate, problem: Problem) -> float:
+        """What many launches take at least: products do not get quicker for ever."""
+        many = _launches(candidate, problem)
+        return many * self._quickest.get(candidate.strategy, 0.0) if many > 1 else 0.0
 
     def _fit_ceilings(self) -> dict[torch.dtype, tuple[float, float]]:
         """The best FLOP/µs and bytes/µs any measured baseline reached, by dtype."""

@@ -180,3 +180,14 @@ def test_the_host_cost_of_a_loop_grows_with_the_batch() -> None:
     assert bench.eager_us(row, replace(small, batch=8)) == pytest.approx(160.0)
     row = replace(row, candidate=whole)
     assert bench.eager_us(row, replace(small, batch=8)) == pytest.approx(20.0)
+
+
+def test_a_loop_over_more_and_smaller_products_is_not_predicted_to_get_quicker_for_ever() -> None:
+    loop, whole = Candidate.of("loop", inner="addmm"), Candidate.of("baddbmm", reduction="full")
+    large = entry(problem(2048, 2048, 128, batch=32), {whole: (350.0, 355.0), loop: (205.0, 206.0)})
+    tiny = entry(problem(32, 32, 32, batch=512), {whole: (10.0, 20.0), loop: (2000.0, 3000.0)})
+    predict = model(large, tiny).predict
+    more = predict(problem(2048, 2048, 128, batch=40), HIGHEST, "graph")
+    assert [p.candidate for p in more] == [loop]
+    # 96 launches of 3.9 us take longer than the whole batch.
+    assert predict(problem(1024, 1024, 64, batch=96), HIGHEST, "graph") == []
