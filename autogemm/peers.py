@@ -319,11 +319,11 @@ PEERS: tuple[Peer, ...] = (
 
 def compared(
     problems: Sequence[Problem], evidence: Evidence, device: Device, where: torch.device,
-    *, deadline: float = math.inf,
+    peers: Sequence[Peer] | None = None, *, deadline: float = math.inf,
 ) -> Iterator[Comparison]:  # fmt: skip
     """``compare`` problem after problem, until the deadline."""
     for problem in problems:
         if time.time() > deadline:
             return
         with torch.no_grad():
-            yield compare(problem, evidence, device, where, deadline=deadline)
+            yield compare(problem, evidence, device, where, peers, deadline=deadline)

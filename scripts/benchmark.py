@@ -65,6 +65,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--peers", action="store_true", help="time what a user would pick instead, side by side"
     )
+    parser.add_argument(
+        "--peer", action="append", choices=[peer.name for peer in peers.PEERS],
+        help="with --peers: this one only (may be repeated); some take minutes for a problem",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="with --peers: which problems (quick)")
     parser.add_argument(
         "--shapes", type=Path, metavar="FILE", help="with --peers: problems in YAML or CSV"
@@ -78,8 +82,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--budget is {options.budget}; expected a positive number of seconds")
     if options.sample is not None and options.sample < 1:
         parser.error(f"--sample is {options.sample}; expected a positive number")
-    if (options.preset or options.shapes) and not options.peers:
-        parser.error("--preset and --shapes choose the problems of --peers")
+    if (options.preset or options.shapes or options.peer) and not options.peers:
+        parser.error("--preset and --shapes choose the problems of --peers, --peer whom to time")
     if options.json is not None:
         try:  # not after minutes of timing
             options.json.open("a").close()
@@ -181,7 +185,8 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     if options.sample:
         random.Random(0).shuffle(problems)
         problems = problems[: options.sample]
-    found = peers.compared(problems, evidence, device, where, deadline=deadline)
+    chosen = [p for p in peers.PEERS if options.peer is None or p.name in options.peer]
+    found = peers.compared(problems, evidence, device, where, chosen, deadline=deadline)
     tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
     comparisons: list[peers.Comparison] = []
     why, code = "the budget is over", 0
@@ -193,7 +198,7 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     except KeyboardInterrupt:  # what was compared took minutes
         why, code = "stopped", 130
     print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
-    print(peers.as_text(comparisons))
+    print(peers.as_text(comparisons, chosen))
     if len(comparisons) < len(problems):
         print(f"{why}; {len(problems) - len(comparisons)} problems were not timed")
     if options.json:
@@ -233,6 +238,7 @@ def show_regret(entries: list[Entry], device: Device) -> int:
 GUARD_EXAMPLES = (
     (8192, 8192, 8192), (4096, 4096, 4096), (2048, 2048, 2048), (1024, 1024, 1024),
     (100000, 512, 512), (1000, 1000, 100000), (64, 64, 1048576), (16, 4096, 4096),
+    (256, 256, 262144), (128, 4096, 14336), (32768, 128, 1024),
 )  # fmt: skip
 
 

@@ -241,6 +241,21 @@ def test_the_script_compares_the_problems_it_is_given(
     assert all(math.isfinite(c["standings"]["honest"]["ratio"]) for c in facts["comparisons"])
 
 
+def test_the_script_times_the_peers_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", (HONEST, Peer("broken", broken)))
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("- {m: 16, n: 12, k: 20}\n")
+    assert script(monkeypatch, "--peers", "--shapes", str(shapes), "--peer", "honest") == 0
+    out = capsys.readouterr().out
+    assert "honest" in out
+    assert "broken" not in out
+    with pytest.raises(SystemExit):
+        script(monkeypatch, "--peers", "--peer", "nobody")
+    assert "invalid choice: 'nobody'" in capsys.readouterr().err
+
+
 def test_the_script_takes_presets_and_stops_at_its_budget(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,9 +300,10 @@ def test_ctrl_c_keeps_what_was_compared(
 def test_problems_are_chosen_for_peers_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        script(monkeypatch, "--preset", "quick")
-    assert "--preset and --shapes choose the problems of --peers" in capsys.readouterr().err
+    for options in (("--preset", "quick"), ("--peer", "torch")):
+        with pytest.raises(SystemExit):
+            script(monkeypatch, *options)
+        assert "--preset and --shapes choose the problems of --peers" in capsys.readouterr().err
 
 
 def test_inductor_runs_where_there_is_a_compiler() -> None:
