@@ -88,7 +88,7 @@ def error_norm(samples: list[Sample], run: Run, alpha: float, beta: float) -> fl
 
 def _run_on(sample: Sample, run: Run, alpha: float, beta: float) -> torch.Tensor:
     A, B, C, out = (getattr(sample.operands, name) for name in ("A", "B", "C", "out"))
-    if out is not None:
+    if sample.operands.in_place:
         C = out = C.clone()  # the sample serves other candidates too
     return run(alpha, A, B, 0.0 if C is None else beta, C, out)
 

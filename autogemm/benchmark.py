@@ -143,7 +143,10 @@ def retime(
                     continue
                 made = choices.get(mode) or list(choices.values())[-1]
                 base, choice = baseline(problem, level), made.candidate
-                if base in rows and may_lose_elsewhere(made, rows.get(choice), rows[base], mode):
+                as_called = "eager" if mode == "call" else mode
+                if base in rows and may_lose_elsewhere(
+                    made, rows.get(choice), rows[base], as_called
+                ):
                     choice = base  # what a call runs, too
                 name = choice
                 if mode == "call":
@@ -340,18 +343,20 @@ def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | N
         timers = {"": bench.graph(run), "unguarded": bench.graph(bare)}
         times = _medians(timers)
         bad: dict[str, float] = {}
+        operands = bench.operands
+        first = () if problem.batch == 1 else (0,)  # of a batch's matrices
         for name, (operand, value) in BAD_ELEMENTS.items():
-            places = [
-                x.A[..., problem.m // 2, problem.k // 3] if operand == "A"
-                else x.B[..., problem.k // 3, problem.n // 2]
-                for x in bench.operands
-            ]  # fmt: skip
-            kept = [place.clone() for place in places]
-            for place in places:
-                place.fill_(value)
+            at = (problem.m // 2, problem.k // 3)
+            if operand == "B":
+                at = (problem.k // 3, problem.n // 2)
+            changed = [x.A[first + at] if operand == "A" else x.B[first + at] for x in operands]
+            changed += [x.C for x in operands if x.C is not None and x.in_place]  # they spread
+            kept = [x.clone() for x in changed]
+            for x in changed[: len(operands)]:
+                x.fill_(value)
             bad |= _medians({name: timers[""]})
-            for place, good in zip(places, kept, strict=True):
-                place.copy_(good)
+            for x, good in zip(changed, kept, strict=True):
+                x.copy_(good)
         again = _medians({"": timers[""]})[""]
     return Guarded(
         problem=problem, candidate=choice.candidate, us=(times[""] + again) / 2,

@@ -156,8 +156,7 @@ class Workbench:
             if slow:
                 graph_us, eager_us = (rough, None) if graph else (None, rough)
             else:
-                timer = graph or self.eager(run)
-                graph_us = statistics.median(timer() for _ in range(_TIMINGS)) if graph else None
+                graph_us = statistics.median(graph() for _ in range(_TIMINGS)) if graph else None
                 eager_us = self._eager_median(run, graph_us)
             return Measured(
                 candidate=candidate, status="slow" if slow else "ok", graph_us=graph_us,
@@ -255,10 +254,10 @@ def screening_saved_us(row: Measured) -> float:
     us = row.graph_us or row.eager_us
     if row.status != "slow" or us is None:
         return 0.0
-    runs = _TIMINGS * max(_GRAPH_US, us)
-    if row.graph_us is not None and us <= EAGER_EQUALS_GRAPH_US:
-        runs += _WARM_UP_US + (1 + _TIMINGS) * max(_EAGER_US, us)
-    return runs
+    eager = max(_WARM_UP_US, 2 * us) + (1 + _TIMINGS) * max(_EAGER_US, us)
+    if row.graph_us is None:
+        return eager
+    return _TIMINGS * max(_GRAPH_US, us) + (eager if us <= EAGER_EQUALS_GRAPH_US else 0.0)
 
 
 # ------------------------------------------------------------------------ comparisons

@@ -17,7 +17,9 @@ Fill = Callable[[int, int, torch.dtype, torch.device], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """A, B, C (None where β = 0) and out (C itself for an update in place, else None)."""
+    """A, B, C (None where β = 0) and out: C itself for an update in place, else None unless the
+    problem's result lies as no new one would.
+    """
 
     A: torch.Tensor
     B: torch.Tensor
@@ -25,9 +27,15 @@ class Operands:
     out: torch.Tensor | None
 
     @property
+    def in_place(self) -> bool:
+        """Whether the result takes C's place."""
+        return self.out is not None and self.out is self.C
+
+    @property
     def bytes(self) -> int:
         """Memory the operands take."""
-        return sum(x.numel() * x.element_size() for x in (self.A, self.B, self.C) if x is not None)
+        all_of_them = {id(x): x for x in (self.A, self.B, self.C, self.out) if x is not None}
+        return sum(x.numel() * x.element_size() for x in all_of_them.values())
 
 
 def make_operands(problem: Problem, device: torch.device, fill: Fill) -> Operands:
@@ -49,7 +57,19 @@ def make_operands(problem: Problem, device: torch.device, fill: Fill) -> Operand
     if problem.update == "inplace":
         assert C is not None
         C = out = _laid_out(C, problem.out, problem)
+    elif problem.out != _new_result(problem).out:
+        out = _laid_out(A.new_empty(*batch, m, n), problem.out, problem)
+        if problem.update == "add":  # the caller who keeps one so keeps the other
+            assert C is not None
+            C = _laid_out(C, problem.out, problem)
     return Operands(A, B, C, out)
+
+
+def _new_result(problem: Problem) -> Problem:
+    """A problem of the same sizes whose result is a new tensor."""
+    return contiguous_problem(
+        problem.m, problem.n, problem.k, problem.dtype, device_type=problem.device_type
+    )
 
 
 def _laid_out(x: torch.Tensor, layout: str, problem: Problem) -> torch.Tensor:

@@ -199,7 +199,7 @@ def _inductor(operands: Operands, alpha: float, beta: float) -> Run:
         )
         return lambda alpha, A, B, beta, C, out: plain(A, B)
     update = torch.baddbmm if operands.A.ndim == 3 else torch.addmm
-    if operands.out is None:
+    if not operands.in_place:
         added = torch.compile(
             lambda A, B, C: update(C, A, B, beta=beta, alpha=alpha),
             fullgraph=True, dynamic=False, mode=_MAX_AUTOTUNE,
@@ -247,17 +247,17 @@ def _nvmath(operands: Operands, alpha: float, beta: float) -> Run:
     """cuBLASLt through nvmath-python, its candidates timed by its own ``autotune``."""
     from nvmath.linalg.advanced import Matmul
 
-    in_place = operands.out is not None
+    in_place = operands.in_place
     product = Matmul(
         operands.A, operands.B, c=operands.C, alpha=alpha,
         beta=None if operands.C is None else beta, options={"inplace": in_place},
         stream=torch.cuda.current_stream(),
     )  # fmt: skip
-    kept = None if operands.out is None else operands.out.clone()
+    kept = operands.C.clone() if operands.C is not None and in_place else None
     product.plan(stream=torch.cuda.current_stream())
     product.autotune(stream=torch.cuda.current_stream())
-    if kept is not None and operands.out is not None:
-        operands.out.copy_(kept)  # it was updated over and over
+    if kept is not None and operands.C is not None:
+        operands.C.copy_(kept)  # it was updated over and over
 
     def run(alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any) -> torch.Tensor:
         stream = torch.cuda.current_stream()
@@ -275,7 +275,7 @@ def _quack(operands: Operands, alpha: float, beta: float) -> Run:
     def run(alpha: Any, A: Any, B: Any, beta: Any, C: Any, out: Any) -> torch.Tensor:
         if C is None:
             return gemm(A, B, alpha=float(alpha))  # type: ignore[no-any-return]
-        if out is None:
+        if not operands.in_place:
             return gemm_add(A, B, C, alpha=float(alpha), beta=float(beta))  # type: ignore[no-any-return]
         gemm_add_inplace(A, B, C, alpha=float(alpha), beta=float(beta))
         return C  # type: ignore[no-any-return]

@@ -107,10 +107,11 @@ def main() -> int:
     print(tuning_table(outcome.entries))
     if program:
         print(saving_table(savings(program.workloads, outcome.entries), program.seconds))
+    saved = f" (about {outcome.saved_s:.0f} s saved)" if outcome.saved_s >= 0.5 else ""
     print(
         f"{len(outcome.entries)} problems ({outcome.reused} tuned before), {outcome.measured} "
-        f"candidates timed, {outcome.screened} of them stopped early "
-        f"(about {outcome.saved_s:.0f} s saved), {time.time() - started:.0f} s"
+        f"candidates timed, {outcome.screened} of them stopped early{saved}, "
+        f"{time.time() - started:.0f} s"
     )
     if outcome.unfinished:
         print(f"{outcome.unfinished} problems are left; run the same command again to go on")

@@ -1634,6 +1634,22 @@ def test_operands_of_a_batch_have_the_layouts_of_the_problem(device_type: str) -
             assert (len(x), word) == (3, layout)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("update", ["none", "add", "bias"])
+def test_a_result_that_lies_as_no_new_one_would_is_given(update: Update, batch: int) -> None:
+    for out in LAYOUTS:
+        problem = Problem(
+            m=8, n=16, k=24, dtype=torch.float32, out=out, update=update, device_type="cuda",
+            batch=batch,
+        )  # fmt: skip
+        made = make_operands(problem, CPU, normal)
+        assert not made.in_place
+        assert (made.out is None) == (out == "row")
+        for x in (made.out, made.C if update == "add" else None):
+            if x is not None:
+                assert _layout(tuple(x.shape), x.stride(), 0, x.element_size(), "cuda") == out
+
+
 def test_a_batch_is_tuned_like_any_other_problem(tmp_path: Path) -> None:
     device = device_of(CPU)
     problem = replace(SMALL, batch=3)

@@ -192,7 +192,8 @@ class Evidence:
             return mode == "eager" and row is not None and waits_for_host(row, base)
 
         if base is not None and may_lose_elsewhere(choice, row, base, mode):
-            why = f"{choice.candidate.strategy}, {choice.ratio:.3g}x, may lose on a slower host"
+            interval = f"{choice.ratio:.3g}x [{choice.low:.3g}, {choice.high:.3g}]"
+            why = f"{choice.candidate.strategy}, {interval}, may lose on a slower host"
             return [measured(base.candidate, 1.0, why)]
         margin = max(STAND_IN_MARGIN, self._margin_of(entry, source))
         return [chosen] + [
@@ -218,7 +219,7 @@ class Evidence:
 def may_lose_elsewhere(choice: Choice, row: Measured | None, base: Measured, mode: str) -> bool:
     """Whether a choice, measured in ``row``, is left to the baseline: on a slower host it may lose.
 
-    Tables that are older than the rule have such choices.
+    Or within the scatter of this one. Tables that are older than the rule have such choices.
     """
     if mode != "eager" or row is None or not waits_for_host(row, base):
         return False

@@ -120,8 +120,12 @@ def _tile(
         row, col = i0.to(tl.int64), j0.to(tl.int64)
     if C_UNIT:
         c_col = 1
+    else:  # of strides as large as can be multiples are needed
+        c_col = c_col.to(tl.int64)
     if OUT_UNIT:
         out_col = 1
+    else:
+        out_col = out_col.to(tl.int64)
     if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
         cols = cols // 8 * 8
         c_row = c_row // 8 * 8
@@ -280,7 +284,9 @@ def is_row_major(x: torch.Tensor) -> bool:
 
 
 def has_unit_columns(x: torch.Tensor, every: int = 1) -> bool:
-    """Whether columns are contiguous and a tile's offsets fit 32 bits, of so many-th rows."""
+    """Whether columns are contiguous and a tile's offsets fit 32 bits, if it has every so many-th
+    row.
+    """
     row, col = x.stride()
     return col == 1 and every * row < _FAR_ROW
 

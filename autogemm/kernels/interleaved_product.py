@@ -1,11 +1,12 @@
 """``half_product`` of an A whose rows lie anyhow, read where they lie, in the same one launch.
 
-What the tensor memory accelerator brings has to begin at multiples of 16 bytes. Of rows an odd
-number of elements apart every eighth begins as far behind such a multiple as the last one: the
-matrix is eight, interleaved, and from the next multiple on each can be described. A tile has rows
-of one of them, so that its heads, the columns before that, are as many in each row.
+A tensor descriptor's rows are multiples of 16 bytes apart, and Triton's tiles begin at such
+multiples. Of rows an odd number of elements apart every eighth begins as far behind a multiple as
+the last one: the matrix is eight, interleaved, and from the next multiple on each can be described.
+A tile has rows of one of them, so that its heads, the columns before that, are as many in each row.
 
-For few columns such a product is bound by memory: all that a tile reads is asked for at once.
+For few columns such a product is bound by memory: where C is aligned it is asked for before the
+first tile is there.
 """
 
 from __future__ import annotations
@@ -129,8 +130,14 @@ def _interleaved_kernel(
     cols = n - j0
     if C_UNIT:
         c_col = 1
+    else:  # of strides as large as can be multiples are needed
+        c_row = c_row.to(tl.int64)
+        c_col = c_col.to(tl.int64)
     if OUT_UNIT:
         out_col = 1
+    else:
+        out_row = out_row.to(tl.int64)
+        out_col = out_col.to(tl.int64)
     if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
         cols = cols // 8 * 8
         c_row = c_row // 8 * 8

@@ -17,7 +17,7 @@ from autogemm.strategies.base import Params, Run, into_new, tile_of
 from autogemm.strategies.guarded import aligned_extent
 
 _SHORTEST = 9
-"""Elements of k, of which up to eight precede what is brought as tiles; and as many rows."""
+"""Elements of k, of which up to eight precede what is brought as tiles."""
 _INTERLEAVED = 8
 """Tiles that rows next to each other belong to, at most."""
 _READS = 4
@@ -53,14 +53,14 @@ def reasons_not_direct(problem: Problem, params: Params) -> list[str]:
     direct = direct_operand(problem)
     if direct is None:
         return [
-            "reads=direct is for an unaligned operand that is contiguous along k: A by rows, the "
-            "result by rows too, or B by columns, the result by columns too; not for "
+            "reads=direct is for an unaligned operand that is contiguous along k: B by columns "
+            "if the result lies by columns, else A by rows; not for "
             f"{problem.a} x {problem.b} -> {problem.out}"
         ]
     extent = problem.m if direct == "A" else problem.n
-    if min(extent, problem.k) < _SHORTEST:
+    if extent < _INTERLEAVED or problem.k < _SHORTEST:
         return [
-            f"reads=direct is for {_SHORTEST} rows of {_SHORTEST} elements or more, not for "
+            f"reads=direct is for {_INTERLEAVED} rows of {_SHORTEST} elements or more, not for "
             f"{extent} of {problem.k}"
         ]
     rows, _ = _tile_of(direct, params)
@@ -86,7 +86,16 @@ def tiles_for(problem: Problem) -> Iterator[tuple[int, int, int, int, int]]:
             yield bm, bn, bk, warps, stages
 
 
-def copied(problem: Problem) -> int:
+def pays(problem: Problem, params: Params) -> bool:
+    """Whether such tiles read the operand no more often than a copy of it would cost."""
+    direct = direct_operand(problem)
+    if direct is None:
+        return False
+    _, cols = _tile_of(direct, params)
+    return -(-(problem.n if direct == "A" else problem.m) // cols) <= _READS
+
+
+def copied_elements(problem: Problem) -> int:
     """Elements of the other operand's copy, if it may need one."""
     direct = direct_operand(problem)
     assert direct is not None
@@ -126,7 +135,7 @@ def bind_direct(problem: Problem, params: Params) -> Run:
         if direct == "B":
             A, B, out = B.t(), A.t(), out.t()
             C = None if C is None else C.t()
-        # Layouts promise what is asked for here, but for addresses beyond what memory begins with.
+        # Layouts promise what is asked for here, unless rows are too far apart to be described.
         A = A if is_interleaved(A) else aligned(A)
         B = B if is_row_major(B) and is_ready(B) else by_rows(B)
         interleaved_product(alpha, A, B, beta, C, out, tiling=tiling)

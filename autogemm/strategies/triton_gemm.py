@@ -28,7 +28,13 @@ from autogemm.strategies.base import (
     tile_of,
     tiles_of,
 )
-from autogemm.strategies.direct_reads import bind_direct, copied, reasons_not_direct, tiles_for
+from autogemm.strategies.direct_reads import (
+    bind_direct,
+    copied_elements,
+    pays,
+    reasons_not_direct,
+    tiles_for,
+)
 from autogemm.strategies.guarded import aligned_extent
 
 _TILES = (
@@ -129,8 +135,15 @@ class TritonGemm(Strategy):
         shared = {key: params[key] for key in ("bm", "bn", "reads") if key in params}
         return Candidate.of(self.name, **shared)
 
+    def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
+        """Not read directly where that costs more than a copy."""
+        params = dict(candidate.kwargs)
+        if "reads" in params and not pays(problem, params):
+            del params["reads"]
+        return Candidate.of(self.name, **params)
+
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
-        # docs/accuracy.md, "matmul_axpby, onednn, padded, triton_gemm".
+        # docs/accuracy.md derives it below "cute".
         return ErrorBound(4.0, precision.growth(problem.dtype, problem.k))
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
@@ -169,7 +182,7 @@ class TritonGemm(Strategy):
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
         if "reads" in params:
-            return copied(problem) * problem.itemsize
+            return copied_elements(problem) * problem.itemsize
         slices = int(params["slices"])
         staged = (m * k if _is_unaligned(problem.a) else 0) + (
             k * n if _is_unaligned(problem.b) else 0
