@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from autogemm import benchmark, peers
+from autogemm import benchmark, guard_cost, peers
 from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
 from autogemm.database.lookup import evidence_at, evidence_for
@@ -267,7 +267,7 @@ def show_guard(
     entries: list[Entry], device: Device, where: torch.device, budget: float | None
 ) -> int:
     def row_of(entry: Entry) -> list[tuple[str, ...]]:
-        cost = benchmark.guard_cost(entry, device, where)
+        cost = guard_cost.guard_cost(entry, device, where)
         if cost is None:
             return []
         return [
@@ -284,7 +284,7 @@ def show_guard(
         print("no emulated_fp32, which alone has a guard, was timed", file=sys.stderr)
         return code or 1
     print("graph time of the choice at highest; the guard's share of it; one bad element (of A):")
-    print(text_table(("problem", "us", "guard", *benchmark.BAD_ELEMENTS), rows))
+    print(text_table(("problem", "us", "guard", *guard_cost.BAD_ELEMENTS), rows))
     return code
 
 

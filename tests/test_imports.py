@@ -35,7 +35,7 @@ LAYERS = (
     ("search",),
     ("renewal",),
     ("tuner",),
-    ("supervisor", "benchmark", "overhead"),
+    ("supervisor", "benchmark", "guard_cost", "overhead"),
     ("peers",),
     ("grading", "verification"),
 )

@@ -120,7 +120,7 @@ def _tile(
         row, col = i0.to(tl.int64), j0.to(tl.int64)
     if C_UNIT:
         c_col = 1
-    else:  # of strides as large as can be multiples are needed
+    else:  # whose multiples may not fit 32 bits
         c_col = c_col.to(tl.int64)
     if OUT_UNIT:
         out_col = 1

@@ -130,7 +130,7 @@ def _interleaved_kernel(
     cols = n - j0
     if C_UNIT:
         c_col = 1
-    else:  # of strides as large as can be multiples are needed
+    else:  # whose multiples may not fit 32 bits
         c_row = c_row.to(tl.int64)
         c_col = c_col.to(tl.int64)
     if OUT_UNIT:

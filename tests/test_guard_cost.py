@@ -1,0 +1,59 @@
+"""What a bad element costs is timed with one element changed, and nothing stays changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from invented import CPU, FULL, choice, entry
+
+from autogemm.device import device_of
+from autogemm.guard_cost import BAD_ELEMENTS, guard_cost
+from autogemm.measure import Workbench
+from autogemm.problem import Update, contiguous_problem
+from autogemm.strategies import Candidate
+from autogemm.strategies.base import Run
+from autogemm.strategies.emulated_fp32 import EmulatedFP32
+
+EMULATED = Candidate.of("emulated_fp32", form="fused")
+PROBLEM = contiguous_problem(6, 9, 12, torch.float32, device_type="cpu")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("update", ["none", "add", "inplace"])
+def test_one_element_at_a_time_is_bad(
+    update: Update, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd: list[tuple[int, int]] = []
+    good: list[torch.Tensor] = []
+
+    def graph(bench: Workbench, run: Run) -> Callable[[], float]:
+        x = bench.operands[0]
+        good[:] = [x.A.clone(), x.B.clone()]
+
+        def timer() -> float:
+            odd.append((int((good[0] != x.A).sum()), int((good[1] != x.B).sum())))
+            if x.in_place and x.C is not None:
+                assert x.C.isfinite().all() or any(odd[-1]), "C is as it was for the next element"
+                x.C.fill_(math.nan if any(odd[-1]) else 1.0)
+            return 10.0
+
+        return timer
+
+    monkeypatch.setattr(Workbench, "graph", graph)
+    monkeypatch.setattr(EmulatedFP32, "bind", lambda *args, **options: lambda *call: None)
+    problem = replace(PROBLEM, update=update, batch=batch)
+    made = entry(problem, {"highest": choice(EMULATED)})
+    made = replace(made, choices={"highest": {"graph": choice(EMULATED)}})
+    cost = guard_cost(made, device_of(CPU), CPU)
+    assert cost is not None
+    assert set(cost.bad_us) == set(BAD_ELEMENTS)
+    assert set(odd) == {(0, 0), (1, 0), (0, 1)}
+    assert odd[-1] == (0, 0)
+
+
+def test_what_is_not_emulated_has_no_guard() -> None:
+    assert guard_cost(entry(PROBLEM, {"highest": choice(FULL)}), device_of(CPU), CPU) is None
