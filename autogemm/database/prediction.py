@@ -51,8 +51,8 @@ SLOW_HOST_MARGIN = 2.0
 """The same where the baseline does not: a slower host slows the candidate alone. The hosts of two
 H200s took 60 and 130 µs for the same call of ``emulated_fp32``."""
 HOST_LEAST = 1.1
-"""What the low end of its confidence interval must be, too: how long hosts take scatters. Chosen
-after a choice with 1.38 [1.02, 1.49] took 1.23 times as long as the baseline six days later (H200)."""
+"""What the low end of its confidence interval must be, too: how long hosts take scatters. Set after
+a choice with 1.38 [1.02, 1.49] took 1.23 times as long as the baseline six days later (H200)."""
 UNSTEADY_MARGIN = 1.2
 """What a candidate whose speed depends on the data must win by over one whose does not. On an
 H200 GPT-2's gradients took ``emulated_fp32``'s fused form several times as long as normal data."""
