@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,6 +29,12 @@ ROUNDS = 20
 """Interleaved rounds of the finals: the interval of a median needs about this many."""
 FINALISTS = 3
 """Candidates a level and mode send to the finals, besides the baseline and the old choice."""
+SEMIFINALISTS = 16
+"""Candidates of a level and mode that are timed in turns to find these."""
+SEMIFINAL_ROUNDS = 5
+NEAR = 1.15
+"""How far behind the best a semifinalist may be. Timed alone, for milliseconds, a candidate runs at
+clocks that an H200 does not keep: four were ahead by 10 % then, and behind in turns."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
 TIE = 1.01
@@ -65,16 +71,35 @@ def finals(
 ) -> tuple[dict[str, dict[str, Choice]], list[Measured]]:
     """Time the best candidates of every level against the baseline, in turns, and choose.
 
-    Returns the choices by level and mode, and the rows with the finalists' better times.
+    Returns the choices by level and mode, and the rows with the better times of all that were
+    timed in turns.
     """
     by_candidate = {row.candidate: row for row in rows}
     modes = ("graph", "eager") if has_graphs else ("eager",)
     choices: dict[str, dict[str, Choice]] = {level: {} for level in levels}
+
+    def in_turns(candidates: Sequence[Candidate], rounds: int) -> dict[Candidate, list[float]]:
+        times = bench.compare(candidates, mode, rounds)
+        for candidate, samples in times.items():
+            median = sorted(samples)[len(samples) // 2]
+            row = by_candidate[candidate]
+            by_candidate[candidate] = (
+                replace(row, graph_us=median) if mode == "graph" else replace(row, eager_us=median)
+            )
+        return times
+
     for mode in modes:
+        if mode == "eager" and has_graphs and _all_take_longer(rows, EAGER_EQUALS_GRAPH_US):
+            continue
+        near: dict[Candidate, None] = {}
+        for level in levels:
+            ranked = _ranked(problem, level, by_candidate, mode)
+            near.update(dict.fromkeys(_near(ranked, mode)))
+        if len(near) > FINALISTS:
+            in_turns(list(near), SEMIFINAL_ROUNDS)
         entrants: dict[Candidate, None] = {}
         for level in levels:
-            able = able_at(problem, level, rows)
-            able.sort(key=lambda row: time_of(row, mode) or math.inf)
+            able = _ranked(problem, level, by_candidate, mode, first=near)
             entrants.update(dict.fromkeys(row.candidate for row in able[:FINALISTS]))
             # What will stand in where a table is used without the packages of its choice.
             plain = (c.candidate for c in able if not BY_NAME[c.candidate.strategy].needs_extras)
@@ -86,16 +111,7 @@ def finals(
             {c: None for c in previous if c in by_candidate and by_candidate[c].status == "ok"}
         )
         entrants = {c: None for c in entrants if c in by_candidate and _runs(by_candidate[c])}
-        rough = [time_of(by_candidate[c], "graph") or 0.0 for c in entrants]
-        if mode == "eager" and has_graphs and min(rough, default=0.0) > EAGER_EQUALS_GRAPH_US:
-            continue
-        times = bench.compare(list(entrants), mode, ROUNDS)
-        for candidate, samples in times.items():
-            median = sorted(samples)[len(samples) // 2]
-            row = by_candidate[candidate]
-            by_candidate[candidate] = (
-                replace(row, graph_us=median) if mode == "graph" else replace(row, eager_us=median)
-            )
+        times = in_turns(list(entrants), ROUNDS)
         for level in levels:
             able_there = {row.candidate for row in able_at(problem, level, rows)}
             base = baseline(problem, level)
@@ -152,6 +168,29 @@ def choose(
         runner_up=runner_up,
         runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
     )
+
+
+def _ranked(
+    problem: Problem, level: str, by_candidate: Mapping[Candidate, Measured], mode: str,
+    first: Collection[Candidate] = (),
+) -> list[Measured]:  # fmt: skip
+    """What is able to serve a level, fastest first; before all others those named ``first``."""
+
+    def rank(row: Measured) -> tuple[bool, float]:
+        return row.candidate not in first, time_of(row, mode) or math.inf
+
+    return sorted(able_at(problem, level, list(by_candidate.values())), key=rank)
+
+
+def _near(ranked: Sequence[Measured], mode: str) -> list[Candidate]:
+    """Those that may be the fastest after all."""
+    times = [(row.candidate, time_of(row, mode)) for row in ranked[:SEMIFINALISTS]]
+    best = times[0][1] if times else None
+    return [c for c, us in times if us is not None and best is not None and us <= NEAR * best]
+
+
+def _all_take_longer(rows: Sequence[Measured], us: float) -> bool:
+    return min((time_of(r, "graph") or 0.0 for r in rows if r.status == "ok"), default=0.0) > us
 
 
 def _runs(row: Measured) -> bool:

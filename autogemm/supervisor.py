@@ -53,13 +53,18 @@ def supervise(
     while True:
         ours, theirs = context.Pipe()
         stop = context.Event()
-        worker = context.Process(target=_work, args=(order, device, theirs, stop), daemon=True)
-        _start(worker)
-        theirs.close()
-        result, heard = _listen(ours, worker, stop, report, silence_s)
-        if isinstance(result, Outcome):
-            worker.join(10)
-            return result
+        # Not a daemon: those may have no processes of their own, which compile kernels.
+        worker = context.Process(target=_work, args=(order, device, theirs, stop))
+        try:
+            _start(worker)
+            theirs.close()
+            result, heard = _listen(ours, worker, stop, report, silence_s)
+            if isinstance(result, Outcome):
+                worker.join(10)
+                return result
+        finally:
+            if worker.is_alive():  # Python would wait for it when it ends
+                worker.kill()
         if isinstance(result, BaseException):
             raise TuningFailed(str(result)) from result
         if stop.is_set():  # it was asked to end, so nothing takes its place
@@ -125,6 +130,7 @@ def _listen(
 def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
     threading.Thread(target=_die_with_the_supervisor, daemon=True).start()
+    from autogemm.compile_ahead import CompileAhead
     from autogemm.measure import Workbench
 
     try:
@@ -139,6 +145,7 @@ def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
                 lambda problem: Workbench.open(problem, identity, where),
                 pipe.send,
                 stop.is_set,
+                CompileAhead(identity, where, stop.is_set),
             )
         pipe.send(outcome)
     except (BrokenPipeError, ConnectionResetError):

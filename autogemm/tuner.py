@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
@@ -110,17 +110,24 @@ def tune(
     open_bench: OpenBench,
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
+    ahead: Callable[[Iterator[Problem]], None] = lambda problems: None,
 ) -> Outcome:
     """Tune every problem of ``order`` that the table lacks; return the entries.
 
-    Finished problems are merged into the table every few seconds. Raises ``DatabaseError`` where
-    the table cannot be written.
+    Finished problems are merged into the table every few seconds. ``ahead`` is told, before a
+    problem is measured, of it and of those that will follow. Raises ``DatabaseError`` where the
+    table cannot be written.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run = _Run(order, device, open_bench, report, stop)
     with open_storage(order.storage, device) as storage, run.writer:
-        for workload in order.workloads:
-            if not run.reuse(workload.problem) and not run.tune(workload.problem, storage):
+        problems = [workload.problem for workload in order.workloads]
+        for i, problem in enumerate(problems):
+            if run.reuse(problem):
+                continue
+            if not run.over():
+                ahead(p for p in problems[i:] if run.tuned(p) is None)
+            if not run.tune(problem, storage):
                 break
     return run.outcome()
 
@@ -138,7 +145,7 @@ class _Run:
     ) -> None:
         self._order, self._device, self._open_bench = order, device, open_bench
         self._report = report
-        self._over = lambda: stop() or time.time() > order.deadline
+        self.over = lambda: stop() or time.time() > order.deadline
         versions = software_versions(device.type)
         self._environment = Environment(versions=versions, clocks=clocks_of(device))
         path = table_path(order.directory, device)
@@ -152,6 +159,15 @@ class _Run:
 
     def reuse(self, problem: Problem) -> bool:
         """Take the entry that the table has, if nothing it depends on has changed."""
+        entry = self.tuned(problem)
+        if entry is None:
+            return False
+        self._reused += 1
+        self._finish(problem, entry, reused=True)
+        return True
+
+    def tuned(self, problem: Problem) -> Entry | None:
+        """The entry that the table has, unless something it depends on has changed."""
         entry = self._table.entries.get(key_of(problem))
         if (
             entry is None
@@ -160,10 +176,8 @@ class _Run:
             or not set(_levels(problem, self._order.levels))
             <= searched_levels(entry, space_digest(problem, self._device))
         ):
-            return False
-        self._reused += 1
-        self._finish(problem, entry, reused=True)
-        return True
+            return None
+        return entry
 
     def tune(self, problem: Problem, storage: optuna.storages.BaseStorage) -> bool:
         """Measure a problem's candidates and choose; False where time ran out first."""
@@ -182,8 +196,8 @@ class _Run:
         try:
             with self._open_bench(problem) as bench:
                 tell = functools.partial(self._tell, problem, search)
-                rows = search.measure_all(bench, tell, self._over)
-                if rows is None or self._over():
+                rows = search.measure_all(bench, tell, self.over)
+                if rows is None or self.over():
                     return False
                 choices, rows = finals(
                     problem, levels, rows, bench, old_choices, self._device.has_cuda

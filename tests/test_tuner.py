@@ -73,6 +73,7 @@ class Recording:
         self.judged: list[Candidate] = []
         self.screens: dict[Candidate, bool] = {}
         self.finals: list[tuple[str, tuple[Candidate, ...]]] = []
+        self.semifinals: list[tuple[str, tuple[Candidate, ...]]] = []
         self.opened: list[Problem] = []
         self.deadly: set[Candidate] = set()
 
@@ -110,7 +111,8 @@ class Recording:
     def compare(
         self, candidates: Sequence[Candidate], mode: str, rounds: int
     ) -> dict[Candidate, list[float]]:
-        self.finals.append((mode, tuple(candidates)))
+        calls = self.finals if rounds == finals.ROUNDS else self.semifinals
+        calls.append((mode, tuple(candidates)))
         noise = [random.Random(i).uniform(1.0, 1.02) for i in range(rounds)]
         return {c: [self.us(c) * x for x in noise] for c in candidates}
 
@@ -247,6 +249,52 @@ def test_ties_go_to_the_simplest_strategy(tmp_path: Path) -> None:
     assert chosen(entry, "high") == TF32
     entry = only(run(tmp_path / "3", {FULL: 100.0, TF32: 50.0, HALF: 48.0})[0])
     assert chosen(entry, "high") == HALF
+
+
+class Throttled(Recording):
+    """A device whose clocks fall where it works for long: candidates in turns take other times."""
+
+    def __init__(self, alone: Facts, in_turns: Facts) -> None:
+        super().__init__(alone)
+        self.in_turns = in_turns
+
+    def compare(
+        self, candidates: Sequence[Candidate], mode: str, rounds: int
+    ) -> dict[Candidate, list[float]]:
+        alone, self.facts = self.facts, self.in_turns
+        try:
+            return super().compare(candidates, mode, rounds)
+        finally:
+            self.facts = alone
+
+
+def test_what_is_fastest_in_turns_is_found_though_others_are_ahead_alone(tmp_path: Path) -> None:
+    others = [c for c in candidates_for(CUBE, GPU, LEVELS) if c.strategy == "ksplit"][:6]
+    *ahead, behind = others
+    alone = {FULL: 100.0, behind: 84.0} | {c: 80.0 + i / 10 for i, c in enumerate(ahead)}
+    bench = Throttled(alone, {FULL: 110.0, behind: 90.0} | dict.fromkeys(ahead, 99.0))
+    outcome, _ = run(tmp_path, bench)
+    assert chosen(only(outcome)) == behind
+    assert {mode for mode, _ in bench.semifinals} == {"graph", "eager"}
+    assert all(set(others) == set(entrants) for _, entrants in bench.semifinals)
+    assert all(set(ahead) - set(entrants) for _, entrants in bench.finals)
+    recorded = {row.candidate: row.graph_us for row in only(outcome).measured}
+    assert all(98.0 < (recorded[c] or 0.0) < 102.0 for c in ahead), "times alone are of no use"
+
+
+def test_what_was_far_behind_alone_does_not_pass_those_timed_in_turns(tmp_path: Path) -> None:
+    *near, far = [c for c in candidates_for(CUBE, GPU, LEVELS) if c.strategy == "ksplit"][:6]
+    alone = {FULL: 150.0, far: 93.0} | dict.fromkeys(near, 80.0)
+    bench = Throttled(alone, {FULL: 180.0, far: 100.0} | dict.fromkeys(near, 96.0))
+    outcome, _ = run(tmp_path, bench)
+    assert chosen(only(outcome)) in near
+    assert not any(far in entrants for _, entrants in bench.finals + bench.semifinals)
+
+
+def test_a_few_that_are_near_go_to_the_finals_at_once(tmp_path: Path) -> None:
+    _, bench = run(tmp_path, {FULL: 100.0, SPLIT: 99.0, IN_TURN: 98.0})
+    assert bench.semifinals == []
+    assert bench.finals != []
 
 
 @pytest.mark.parametrize("status", ["inaccurate", "failed", "unsupported"])
@@ -1159,6 +1207,21 @@ def test_compiling_ahead_ends_with_the_budget_and_goes_on_in_the_next_run(
     outcome, _ = run(tmp_path, bench)
     assert bench.compiled == everything
     assert outcome.unfinished == 0
+
+
+def test_what_is_to_be_measured_is_told_ahead_and_what_is_tuned_is_not(tmp_path: Path) -> None:
+    first, second, third = CUBE, replace(CUBE, m=256), replace(CUBE, n=256)
+    run(tmp_path, {FULL: 100.0}, second)
+    told: list[list[Problem]] = []
+    bench = Recording({FULL: 100.0})
+    wanted = order(tmp_path, first, second, third)
+    tune(wanted, GPU, bench.open, ahead=lambda problems: told.append(list(problems)))
+    assert told == [[first, third], [third]]
+    tune(wanted, GPU, bench.open, ahead=lambda problems: told.append(list(problems)))
+    assert len(told) == 2, "nothing is left to be measured"
+    wanted = order(tmp_path, first, again=True, deadline=0.0)
+    tune(wanted, GPU, bench.open, ahead=lambda problems: told.append(list(problems)))
+    assert len(told) == 2, "nothing is compiled after the deadline"
 
 
 class Raising(Strategy):

@@ -1,0 +1,124 @@
+"""Compiles quack's kernels side by side, in processes that see no GPU.
+
+A kernel takes its compiler two seconds, most of them in Python, so that threads do not help.
+quack has a pool of processes for its own tuner: inside it a call whose kernel is missing hands
+the kernel to a process and gives up. What comes of it is quack's cache on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context, parent_process
+
+import torch
+
+from autogemm.device import Device
+from autogemm.measure import context_is_lost
+from autogemm.operands import make_operands, normal
+from autogemm.problem import Problem
+from autogemm.strategies import BY_NAME, Candidate
+from autogemm.strategies.cute import compile_for
+
+_AT_ONCE = 4 * (os.cpu_count() or 1)
+"""Kernels compiled before measuring goes on; processes take some seconds to start."""
+_LIMIT_S = 120.0
+"""Longer than any compiler takes; what is not there by then is compiled where it is needed."""
+
+
+class CompileAhead:
+    """Compiles what the problems of a tuning run need, for some of them at a time."""
+
+    def __init__(
+        self, device: Device, where: torch.device, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """``stop`` says whether to wait no longer for what is being compiled."""
+        self._device, self._where, self._stop = device, where, stop
+        self._asked: set[Hashable] = set()
+
+    def __call__(self, problems: Iterable[Problem]) -> None:
+        """Compile for the first problem, and on the way for those that follow it.
+
+        What fails is left to fail where it is measured.
+        """
+        calls: list[Callable[[], object]] = []
+        for problem in problems:
+            for candidate in BY_NAME["cute"].candidates(problem, self._device):
+                kernel = _stand_in(problem, candidate), candidate
+                if kernel not in self._asked:
+                    self._asked.add(kernel)
+                    calls.append(functools.partial(self._call, problem, candidate))
+            if not calls or len(calls) >= _AT_ONCE:  # the first problem has all, or enough do
+                break
+        if calls:
+            _compile_ahead(calls, self._stop)
+
+    def _call(self, problem: Problem, candidate: Candidate) -> None:
+        small = _stand_in(problem, candidate)
+        given = make_operands(small, self._where, normal)
+        compile_for(small, candidate.kwargs, given.A, given.B, given.C)
+
+
+def _stand_in(problem: Problem, candidate: Candidate) -> Problem:
+    """A small problem whose kernel is the problem's: extents are no part of a kernel."""
+    update = "add" if problem.update == "inplace" else problem.update
+    k = 64 * max(4, int(candidate.kwargs["split"]))
+    return replace(problem, m=512, n=512, k=k, update=update)
+
+
+def _compile_ahead(calls: Iterable[Callable[[], object]], stop: Callable[[], bool]) -> None:
+    """Make the calls, and compile side by side the kernels that they lack."""
+    try:
+        from quack.cache import async_compile as quack
+
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["quack.cache._pool_preload", __name__])
+        processes = ProcessPoolExecutor(  # they start when the first kernel is missing
+            os.cpu_count(), context, initializer=_begin, initargs=quack._detect_arch_env()
+        )
+    except (ImportError, AttributeError, ValueError):  # it has changed, or there is no forkserver
+        return
+    pool, before = quack.CompilePool(executor=processes), quack._active_pool
+    try:
+        quack._active_pool = pool
+        missing = {sha for call in calls if (sha := _lacking(call, quack.CompilePending))}
+        end = time.monotonic() + _LIMIT_S
+        while any(pool.poll(sha)[0] == "pending" for sha in missing):
+            if stop() or time.monotonic() > end:
+                break
+            time.sleep(0.02)
+    finally:
+        quack._active_pool = before
+        processes.shutdown(wait=False, cancel_futures=True)
+
+
+def _lacking(call: Callable[[], object], pending: type[BaseException]) -> str:
+    """Make a call; the name of the kernel that it lacked, or ""."""
+    try:
+        call()
+    except pending as kernel:
+        return str(kernel.sha)  # type: ignore[attr-defined]
+    except Exception as problem:
+        if context_is_lost(problem):
+            raise
+    return ""
+
+
+def _begin(quack_arch: str | None, cute_dsl_arch: str | None) -> None:
+    """Prepare a process, which ends with the one that it works for."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    from quack.cache.async_compile import _pool_initializer
+
+    _pool_initializer(quack_arch, cute_dsl_arch)
+
+
+def _end_with_the_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

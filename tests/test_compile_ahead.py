@@ -1,0 +1,232 @@
+"""Kernels of quack compiled side by side, ahead of measuring: real processes, a fake quack."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import autogemm
+
+ROOT = Path(autogemm.__file__).parents[1]
+PATIENCE_S = 60.0
+
+ASYNC_COMPILE = """
+import os, pathlib, sys, time, types
+KERNELS = pathlib.Path(os.environ["KERNELS"])
+_active_pool = None
+
+class CompilePending(BaseException):
+    def __init__(self, sha):
+        self.sha = sha
+
+class CompilePool:
+    def __init__(self, executor):
+        self.executor, self.futures = executor, {}
+    def submit(self, sha):
+        if sha in self.futures:
+            return
+        main = sys.modules["__main__"]  # as quack does: processes would run the script again
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            self.futures[sha] = self.executor.submit(_work, sha)
+        finally:
+            sys.modules["__main__"] = main
+    def poll(self, sha):
+        return ("done" if self.futures[sha].done() else "pending"), None
+
+def _detect_arch_env():
+    return "90", "sm_90a"
+
+def _pool_initializer(quack_arch, cute_dsl_arch):
+    os.environ["ARCH"] = f"{quack_arch} {cute_dsl_arch}"
+
+def _work(sha):
+    (KERNELS / f"{os.getpid()}.begun").touch()
+    time.sleep(float(os.environ.get("SECONDS_EACH", "0")))
+    if "FAILS" in os.environ:
+        raise RuntimeError("no such kernel")
+    (KERNELS / sha).write_text(f"{os.getpid()} {os.environ['ARCH']}")
+"""
+GEMM = """
+import hashlib
+from quack.cache import async_compile
+
+def run_gemm_plan(*given, **named):
+    raise AssertionError("something was launched")
+
+def _build_gemm_plan(A, B, D, C, **options):
+    kinds = [None if x is None else (x.ndim, x.stride(-1) == 1, x.dtype) for x in (A, B, D, C)]
+    biases = [options.pop(name) is not None for name in ("rowvec_bias", "colvec_bias")]
+    sha = hashlib.sha256(repr((kinds, biases, options)).encode()).hexdigest()
+    if not (async_compile.KERNELS / sha).exists():
+        async_compile._active_pool.submit(sha)
+        raise async_compile.CompilePending(sha)
+"""
+HEAD = """
+import sys, torch
+from dataclasses import replace
+from invented import GPU
+from autogemm.compile_ahead import CompileAhead
+from autogemm import compile_ahead
+from autogemm.problem import contiguous_problem
+from autogemm.strategies import BY_NAME
+
+DEVICE = replace(GPU, units=132, packages=frozenset({"quack", "cutlass"}))
+def problem(m, n, k, **facts):
+    return contiguous_problem(m, n, k, torch.bfloat16, **facts)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    cache = tmp_path / "site" / "quack" / "cache"
+    cache.mkdir(parents=True)
+    (tmp_path / "kernels").mkdir()
+    for module in (cache.parent / "__init__.py", cache / "__init__.py", cache / "_pool_preload.py"):
+        module.touch()
+    (cache / "async_compile.py").write_text(ASYNC_COMPILE)
+    (cache.parent / "gemm.py").write_text(GEMM)
+    return tmp_path
+
+
+def start(folder: Path, script: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a script; it does not stand behind ``if __name__ == "__main__"``, as users' do not."""
+    (folder / "script.py").write_text(HEAD + textwrap.dedent(script))
+    places = (folder / "site", ROOT, ROOT / "tests")
+    return subprocess.Popen(
+        [sys.executable, str(folder / "script.py")], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(map(str, places)),
+            "KERNELS": str(folder / "kernels"), **environment,
+        },
+    )  # fmt: skip
+
+
+def output(folder: Path, script: str, **environment: str) -> str:
+    process = start(folder, script, **environment)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    return out
+
+
+def kernels(folder: Path) -> dict[str, str]:
+    found = (folder / "kernels").iterdir()
+    return {path.name: path.read_text() for path in found if path.suffix != ".begun"}
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    patience = time.monotonic() + PATIENCE_S
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < patience, "processes outlived the one that they worked for"
+        time.sleep(0.05)
+
+
+def begun(folder: Path) -> list[int]:
+    return [int(path.stem) for path in (folder / "kernels").glob("*.begun")]
+
+
+def test_every_kernel_of_a_problem_is_compiled_in_processes_that_end(folder: Path) -> None:
+    script = """
+    import os
+    ahead = CompileAhead(DEVICE, torch.device("cpu"))
+    ahead(iter([problem(4096, 4096, 4096)]))
+    print(os.getpid(), len(BY_NAME["cute"].candidates(problem(4096, 4096, 4096), DEVICE)))
+    """
+    pid, offered = map(int, output(folder, script).split())
+    found = kernels(folder)
+    assert len(found) == offered
+    by = {int(text.split(" ", 1)[0]) for text in found.values()}
+    assert pid not in by
+    assert {text.split(" ", 1)[1] for text in found.values()} == {"90 sm_90a"}
+    wait_until_gone(list(by))
+
+
+def test_kernels_of_later_problems_are_compiled_on_the_way_until_there_are_enough(
+    folder: Path,
+) -> None:
+    script = """
+    compile_ahead._AT_ONCE = 20
+    asked = []
+    def problems():
+        for update in ("add", "none", "inplace"):
+            for dtype in (torch.bfloat16, torch.float16):
+                p = replace(problem(4096, 4096, 4096, update=update), dtype=dtype)
+                asked.append(str(p))
+                yield p
+    ahead = CompileAhead(DEVICE, torch.device("cpu"))
+    ahead(problems())
+    print(len(asked))
+    asked.clear()
+    ahead(problems())  # the first one's are there
+    print(len(asked))
+    asked.clear()
+    ahead(list(problems())[2:])  # β = 0 is a kernel of its own, an update in place is none
+    ahead(list(problems())[4:])
+    """
+    assert output(folder, script).split() == ["2", "1"]
+    script = """
+    for p in (problem(4096, 4096, 4096), problem(4096, 4096, 4096, update="none")):
+        print(len(BY_NAME["cute"].candidates(p, DEVICE)))
+    """
+    with_c, without_c = map(int, output(folder, script).split())
+    assert len(kernels(folder)) == 2 * (with_c + without_c)
+
+
+def test_where_no_strategy_needs_it_nothing_starts(folder: Path) -> None:
+    script = """
+    ahead = CompileAhead(GPU, torch.device("cpu"))
+    ahead([problem(4096, 4096, 4096), problem(64, 64, 64)])
+    print("quack" in sys.modules)
+    """
+    assert output(folder, script).strip() == "False"
+
+
+def test_a_kernel_that_cannot_be_compiled_ends_nothing(folder: Path) -> None:
+    script = """
+    CompileAhead(DEVICE, torch.device("cpu"))([problem(4096, 4096, 4096)])
+    print("went on")
+    """
+    assert output(folder, script, FAILS="1").strip() == "went on"
+    assert kernels(folder) == {}
+
+
+def test_another_quack_is_left_to_compile_where_it_measures(folder: Path) -> None:
+    (folder / "site" / "quack" / "cache" / "async_compile.py").write_text("")
+    script = """
+    CompileAhead(DEVICE, torch.device("cpu"))([problem(4096, 4096, 4096)])
+    print("went on")
+    """
+    assert output(folder, script).strip() == "went on"
+
+
+def test_whoever_is_told_to_stop_waits_no_longer(folder: Path) -> None:
+    script = """
+    import time
+    ahead = CompileAhead(DEVICE, torch.device("cpu"), stop=lambda: True)
+    start = time.monotonic()
+    ahead([problem(4096, 4096, 4096)])
+    print(time.monotonic() - start)
+    """
+    assert float(output(folder, script, SECONDS_EACH="2")) < 13 / (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_processes_end_with_the_one_they_work_for_however_it_ends(folder: Path) -> None:
+    script = "CompileAhead(DEVICE, torch.device('cpu'))([problem(4096, 4096, 4096)])"
+    process = start(folder, script, SECONDS_EACH="600")
+    patience = time.monotonic() + PATIENCE_S
+    while not begun(folder):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    wait_until_gone(begun(folder))
