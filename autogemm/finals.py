@@ -33,8 +33,8 @@ SEMIFINALISTS = 16
 """Candidates of a level and mode that are timed in turns to find these."""
 SEMIFINAL_ROUNDS = 5
 NEAR = 1.15
-"""How far behind the best a semifinalist may be. Timed alone, for milliseconds, a candidate runs at
-clocks that an H200 does not keep: four were ahead by 10 % then, and behind in turns."""
+"""How far behind the best a semifinalist may be. Timed alone, for milliseconds, candidates run at
+clocks that an H200 does not keep: in turns they take 0.96 to 1.21 times as long."""
 CPU_MARGIN = 1.05
 """What a candidate must win by on a CPU: one in twenty A/A pairs differs by 2.6 % there."""
 TIE = 1.01

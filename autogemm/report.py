@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from autogemm.database import Entry
+from autogemm.database.lookup import may_lose_elsewhere
 from autogemm.precision import LEVELS
+from autogemm.strategies import baseline
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -27,18 +29,24 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def tuning_table(entries: Iterable[Entry]) -> str:
-    """Problem, level, choice, µs, ratio to the baseline and measured R of tuned entries."""
+    """Problem, level, what runs, µs, ratio to the baseline and measured R of tuned entries."""
     rows = []
     for entry in entries:
-        errors = {row.candidate: row.error for row in entry.measured}
+        measured = {row.candidate: row for row in entry.measured}
         for level, by_mode in entry.choices.items():
+            base = baseline(entry.problem, level)
             for mode, choice in by_mode.items():
-                error = errors.get(choice.candidate)
+                runs, us, ratio, note = choice.candidate, choice.us, choice.ratio, ""
+                if base in measured and may_lose_elsewhere(
+                    choice, measured.get(choice.candidate), measured[base], mode
+                ):
+                    runs, us, ratio = base, choice.baseline_us, 1.0
+                    note = f" ({choice.candidate.strategy} may lose on a slower host)"
+                error = measured[runs].error if runs in measured else None
                 rows.append(
                     (
-                        str(entry.problem), level, mode, str(choice.candidate),
-                        f"{choice.us:.1f}", f"{choice.ratio:.2f}",
-                        "-" if error is None else f"{error:.3g}",
+                        str(entry.problem), level, mode, f"{runs}{note}",
+                        f"{us:.1f}", f"{ratio:.2f}", "-" if error is None else f"{error:.3g}",
                     )
                 )
     return text_table(("problem", "level", "mode", "choice", "us", "x addmm", "R"), rows)

@@ -34,6 +34,7 @@ from autogemm.database import Entry, Table, write_table
 from autogemm.device import device_of
 from autogemm.overhead import launch_costs, overhead
 from autogemm.problem import contiguous_problem
+from autogemm.report import tuning_table
 from autogemm.strategies import BY_NAME, Candidate
 
 SCRIPT = Path(autogemm.__file__).parents[1] / "scripts" / "benchmark.py"
@@ -76,6 +77,19 @@ def test_an_entry_is_never_predicted_from_itself() -> None:
     assert result.regret == pytest.approx(5.0)
     assert result.speed == pytest.approx(1.0)
     assert graph_regrets([alone, *CUBES])[0] == result
+
+
+def test_the_table_for_people_tells_what_runs_and_not_what_a_slower_host_would_undo() -> None:
+    problem = contiguous_problem(512, 512, 512, torch.float32)
+    rows = [row(FULL, 50.0, graph_us=45.0), row(AXPBY, 40.0, graph_us=20.0)]
+    close = replace(choice(AXPBY, ratio=1.3, us=40.0), low=1.02)
+    graph, eager = tuning_table([entry(problem, {"highest": close}, rows)]).splitlines()[1:]
+    assert "matmul_axpby" in graph.split("graph")[1]
+    assert graph.split()[-3:-1] == ["40.0", "1.30"]
+    assert f"{FULL} (matmul_axpby may lose on a slower host)" in eager
+    assert eager.split()[-3:-1] == ["52.0", "1.00"]
+    plain = tuning_table([entry(problem, {"highest": choice(FULL, ratio=1.0)}, rows)])
+    assert "may lose" not in plain
 
 
 def test_a_wrong_prediction_shows_as_a_loss() -> None:

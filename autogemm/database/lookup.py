@@ -221,7 +221,9 @@ def may_lose_elsewhere(choice: Choice, row: Measured | None, base: Measured, mod
 
     Or within the scatter of this one. Tables that are older than the rule have such choices.
     """
-    if mode != "eager" or row is None or not waits_for_host(row, base):
+    if mode != "eager" or row is None or choice.candidate == base.candidate:
+        return False
+    if not waits_for_host(row, base):
         return False
     return choice.ratio < host_margin(waits_for_host(base)) or choice.low <= HOST_LEAST
 
