@@ -18,13 +18,46 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.device import software_versions
 
-Start = Callable[
-    [int, int, Sequence[TensorDescriptor], Sequence[torch.Tensor], Sequence[object]], None
-]
-"""(programs, device, descriptors, tensors, everything that follows them): runs the kernel."""
-
 _KNOWN = "3.6"
 """The version of Triton whose private parts are as this module takes them to be."""
+
+
+class Start:
+    """Runs a kernel, given programs, device, descriptors, tensors and everything that follows."""
+
+    __slots__ = ("_kernel", "fill", "fixed", "known", "run")
+
+    def __init__(
+        self, run: Callable[..., None], fill: Callable[..., object],
+        known: Sequence[tuple[object, ...]], fixed: tuple[object, ...], kernel: object = None,
+    ) -> None:  # fmt: skip
+        self._kernel = kernel  # kept alive: ``fixed`` has its handle
+        self.run = run
+        """The C function: programs (3), a stream, ``fixed``, descriptors, pointers, the rest."""
+        self.fill = fill
+        """Makes a descriptor of an address, one of ``known``, a shape, strides and a padding."""
+        self.known, self.fixed = known, fixed
+
+    def __call__(
+        self,
+        programs: int,
+        device: int,
+        descriptors: Sequence[TensorDescriptor],
+        tensors: Sequence[torch.Tensor],
+        rest: Sequence[object],
+    ) -> None:
+        described: list[object] = []
+        for x, meta in zip(descriptors, self.known, strict=True):
+            described.append(self.fill(x.base.data_ptr(), *meta, x.shape, x.strides, 0))
+            described += x.shape
+            described += x.strides
+        pointers = [x.data_ptr() for x in tensors]
+        self.run(programs, 1, 1, stream_of(device), *self.fixed, *described, *pointers, *rest)
+
+
+def stream_of(device: int) -> int:
+    """A device's current stream."""
+    return torch._C._cuda_getCurrentRawStream(device)
 
 
 def starter(compiled: Any, descriptors: int) -> Start | None:
@@ -71,24 +104,7 @@ def _starter(compiled: Any, descriptors: int) -> Start | None:
         compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None,
         compiled.packed_metadata, None, None, None,
     )  # fmt: skip
-    stream_of = torch._C._cuda_getCurrentRawStream
-
-    def start(
-        programs: int,
-        device: int,
-        descriptors: Sequence[TensorDescriptor],
-        tensors: Sequence[torch.Tensor],
-        rest: Sequence[object],
-    ) -> None:
-        described: list[object] = []
-        for x, meta in zip(descriptors, known, strict=True):
-            described.append(fill(x.base.data_ptr(), *meta, x.shape, x.strides, 0))
-            described += x.shape
-            described += x.strides
-        pointers = [x.data_ptr() for x in tensors]
-        run(programs, 1, 1, stream_of(device), *fixed, *described, *pointers, *rest)
-
-    return start
+    return Start(run, fill, known, fixed, compiled)
 
 
 def is_watched() -> bool:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.launch import ceil_div, launch, registers_for_two, written
+from autogemm.kernels.launch import ceil_div, launch, registers_for_two, workspace, written
 from autogemm.kernels.operands import described, load_tiles
 from autogemm.kernels.raster import tile_origin
 from autogemm.kernels.reduce import reduce_slices
@@ -207,7 +207,7 @@ def half_product(
     result, addend = (out.t(), None if C is None else C.t()) if turned else (out, C)
     target, source = result, addend
     if slices > 1:
-        target = torch.empty(slices * m * n, dtype=torch.float32, device=A.device)
+        target = workspace(slices * m * n, dtype=torch.float32, device=A.device)
         target, source = target.view(slices * result.shape[0], result.shape[1]), None
     read = result if source is None else source
     tiles = ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn)

@@ -21,6 +21,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.aliasing import written as written
 from autogemm.kernels.direct import Start, is_watched, starter
+from autogemm.kernels.replay import note_launch
+from autogemm.kernels.replay import workspace as workspace
 
 REMEMBERED = 4096
 """Kinds of calls whose launches are kept, here and by those who prepare them."""
@@ -83,10 +85,13 @@ def launch(
         compiled, start, _ = found
         rest = (*integers, *floats, *constants.values())
         if start is None or is_watched():
+            note_launch(None, blocks)
             compiled[(blocks, 1, 1)](*descriptors, *tensors, *rest)
         else:
+            note_launch(start, blocks, descriptors, tensors, rest)
             start(blocks, device, descriptors, tensors, rest)
         return
+    note_launch(None, blocks)
     options = {"num_warps": num_warps}
     if registers is not None:
         options["maxnreg"] = registers

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.launch import REMEMBERED, ceil_div, launch
+from autogemm.kernels.launch import REMEMBERED, ceil_div, launch, workspace
 
 _ROWS = {
     64: ((32, 4), (32, 4)),
@@ -194,8 +194,8 @@ def split_both(A: torch.Tensor, B: torch.Tensor, *, terms: int, chunk: int) -> S
         B.data_ptr() % 16 == 0, terms, chunk,
     )  # fmt: skip
     a_rows, b_rows = a_count * m, b_count * n
-    buffer = torch.empty((a_rows + b_rows) * terms, pitch, dtype=torch.float16, device=A.device)
-    scales = torch.empty(chunks * (a_rows + b_rows), dtype=torch.float32, device=A.device)
+    buffer = workspace((a_rows + b_rows) * terms, pitch, dtype=torch.float16, device=A.device)
+    scales = workspace(chunks * (a_rows + b_rows), dtype=torch.float32, device=A.device)
     for which, blocks, integers, constants, warps in launches:
         tensors = (A, B, buffer, scales)
         if which == "A":
@@ -221,8 +221,8 @@ def split_columns(B: torch.Tensor, *, terms: int, chunk: int) -> Split:
     _, blocks, integers, constants, warps = _cut_one(
         n, b_row, b_k, k, B.data_ptr() % 16 == 0, terms, chunk
     )
-    buffer = torch.empty(n * terms, pitch, dtype=torch.float16, device=B.device)
-    scales = torch.empty(chunks * n, dtype=torch.float32, device=B.device)
+    buffer = workspace(n * terms, pitch, dtype=torch.float16, device=B.device)
+    scales = workspace(chunks * n, dtype=torch.float32, device=B.device)
     launch(
         _split_kernel, blocks, (B, B, buffer, scales), integers, (), constants, num_warps=warps
     )

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.launch import ceil_div, launch, workspace
 
 FLAG_BLOCK = 128
 """Rows of A (columns of B) that share one flag: the edge of a tile of the product."""
@@ -162,7 +162,7 @@ class _Side:
         source = x.t() if transposed else x
         if transposed:
             shape = (shape[1], shape[0])
-        target = torch.empty(shape, dtype=dtype, device=x.device) if store else source
+        target = workspace(*shape, dtype=dtype, device=x.device) if store else source
         return cls(source, target, transposed, flags, flag_rows != transposed, store)
 
     @property

@@ -192,30 +192,6 @@ class Strategy(ABC):
         ]
 
 
-def into_new(write: Callable[..., None], *, batched: bool = False) -> Run:
-    """A run of ``write(alpha, A, B, beta, C, out)`` that allocates the result where none is given.
-
-    For real types; of matrices, or ``batched`` of 3-D operands.
-    """
-
-    def run(
-        alpha: complex | float,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        beta: complex | float,
-        C: torch.Tensor | None,
-        out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if out is None and batched:
-            out = torch.empty(*A.shape[:2], B.shape[2], dtype=A.dtype, device=A.device)
-        elif out is None:
-            out = torch.empty(A.shape[0], B.shape[1], dtype=A.dtype, device=A.device)
-        write(float(alpha.real), A, B, float(beta.real), C, out)
-        return out
-
-    return run
-
-
 def tile_of(params: Params) -> tuple[int, int]:
     """Rows and columns of the tile that parameters named ``bm`` and ``bn`` say."""
     return int(params["bm"]), int(params["bn"])

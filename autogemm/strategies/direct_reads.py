@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from autogemm.problem import Problem
-from autogemm.strategies.base import Params, Run, into_new, tile_of
+from autogemm.strategies.base import Params, Run, tile_of
 from autogemm.strategies.guarded import aligned_extent
 
 _SHORTEST = 9
@@ -109,6 +109,7 @@ def bind_direct(problem: Problem, params: Params) -> Run:
     """What computes the product; that of B is the transposed one."""
     from autogemm.kernels.half_product import is_ready, is_row_major
     from autogemm.kernels.interleaved_product import interleaved_product, is_interleaved
+    from autogemm.kernels.replay import into_new
     from autogemm.kernels.split_product import Tiling
     from autogemm.kernels.staging import stage
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autogemm.device import Device
 from autogemm.problem import Problem
-from autogemm.strategies.base import Params, Run, into_new, tile_of
+from autogemm.strategies.base import Params, Run, tile_of
 from autogemm.strategies.emulated_space import SPLIT_FORMS, STREAMED_REGISTERS, TILES, streamed_tile
 
 # What truncation in the tensor cores takes from a sum on the way, in units of 2^-24 of it for
@@ -33,6 +33,7 @@ def bind(problem: Problem, device: Device, params: Params, guard: bool) -> Run:
 
 
 def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -> Run:
+    from autogemm.kernels.replay import into_new
     from autogemm.kernels.split import split_both
     from autogemm.kernels.split_product import Tiling
 
@@ -58,6 +59,7 @@ def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -
 
 def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.raster import is_gram, tile_count
+    from autogemm.kernels.replay import into_new
     from autogemm.kernels.split_product import Tiling
 
     terms = 1 if params["method"] == "fp16" else 2
@@ -100,6 +102,7 @@ def _bind_in_one_launch(device: Device, params: Params, guard: bool) -> Run:
 
 def _bind_streamed(device: Device, params: Params, guard: bool, *, transposed: bool) -> Run:
     """``transposed``: B streams, as A does of the transposed product."""
+    from autogemm.kernels.replay import into_new
     from autogemm.kernels.split_product import Tiling
     from autogemm.kernels.streamed_product import streamed_product
 
@@ -127,6 +130,7 @@ def _bind_streamed(device: Device, params: Params, guard: bool, *, transposed: b
 
 def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
     from autogemm.kernels.fused_batch import fused_batch
+    from autogemm.kernels.replay import into_new
     from autogemm.kernels.split_product import Tiling
 
     terms = 1 if params["method"] == "fp16" else 2

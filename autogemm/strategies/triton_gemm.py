@@ -23,7 +23,6 @@ from autogemm.strategies.base import (
     Run,
     Strategy,
     at_least,
-    into_new,
     one_of,
     tile_of,
     tiles_of,
@@ -154,6 +153,7 @@ class TritonGemm(Strategy):
         if "reads" in params:
             return bind_direct(problem, params)
         from autogemm.kernels.half_product import half_product
+        from autogemm.kernels.replay import into_new
         from autogemm.kernels.split_product import Tiling
 
         bm, bn = tile_of(params)
