@@ -25,10 +25,12 @@ from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, Candidate
 from autogemm.strategies.cute import compile_for
 
-_AT_ONCE = 4 * (os.cpu_count() or 1)
+_PROCESSES = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+"""Each needs some 350 MB."""
+_AT_ONCE = 4 * _PROCESSES
 """Kernels compiled before measuring goes on; processes take some seconds to start."""
-_LIMIT_S = 120.0
-"""Longer than any compiler takes; what is not there by then is compiled where it is needed."""
+_LIMIT_S = 90.0
+"""Longer than these take; what is not there by then is compiled where it is needed."""
 
 
 class CompileAhead:
@@ -79,34 +81,42 @@ def _compile_ahead(calls: Iterable[Callable[[], object]], stop: Callable[[], boo
         context = get_context("forkserver")
         context.set_forkserver_preload(["quack.cache._pool_preload", __name__])
         processes = ProcessPoolExecutor(  # they start when the first kernel is missing
-            os.cpu_count(), context, initializer=_begin, initargs=quack._detect_arch_env()
+            _PROCESSES, context, initializer=_begin, initargs=quack._detect_arch_env()
         )
-    except (ImportError, AttributeError, ValueError):  # it has changed, or there is no forkserver
+        pool, before = quack.CompilePool(executor=processes), quack._active_pool
+        pending: type[BaseException] = quack.CompilePending
+    except Exception:  # it cannot be imported, or has changed: measuring will tell
         return
-    pool, before = quack.CompilePool(executor=processes), quack._active_pool
+    end = time.monotonic() + _LIMIT_S
+    missing: set[str] = set()
     try:
         quack._active_pool = pool
-        missing = {sha for call in calls if (sha := _lacking(call, quack.CompilePending))}
-        end = time.monotonic() + _LIMIT_S
-        while any(pool.poll(sha)[0] == "pending" for sha in missing):
+        for call in calls:
             if stop() or time.monotonic() > end:
+                break
+            missing |= _lacking(call, pending)
+        while not stop() and time.monotonic() < end:
+            if all(pool.poll(kernel)[0] != "pending" for kernel in missing):
                 break
             time.sleep(0.02)
     finally:
         quack._active_pool = before
+        running = list((getattr(processes, "_processes", None) or {}).values())
         processes.shutdown(wait=False, cancel_futures=True)
+        for process in running:  # Python would wait for what they compile when it ends
+            process.kill()
 
 
-def _lacking(call: Callable[[], object], pending: type[BaseException]) -> str:
-    """Make a call; the name of the kernel that it lacked, or ""."""
+def _lacking(call: Callable[[], object], pending: type[BaseException]) -> set[str]:
+    """Make a call; the name of the kernel that it lacked, if it did."""
     try:
         call()
     except pending as kernel:
-        return str(kernel.sha)  # type: ignore[attr-defined]
+        return {str(kernel.sha)}  # type: ignore[attr-defined]
     except Exception as problem:
         if context_is_lost(problem):
             raise
-    return ""
+    return set()
 
 
 def _begin(quack_arch: str | None, cute_dsl_arch: str | None) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import torch
+
 from autogemm.database import Choice, Measured
 from autogemm.database.lookup import SWITCH_MARGIN, time_of
 from autogemm.database.prediction import (
@@ -71,59 +73,50 @@ def finals(
 ) -> tuple[dict[str, dict[str, Choice]], list[Measured]]:
     """Time the best candidates of every level against the baseline, in turns, and choose.
 
-    Returns the choices by level and mode, and the rows with the better times of all that were
-    timed in turns.
+    Returns the choices by level and mode, and the rows with times as in the finals.
     """
-    by_candidate = {row.candidate: row for row in rows}
+    measured = {row.candidate: row for row in rows}
+    bases = {level: baseline(problem, level) for level in levels}
     modes = ("graph", "eager") if has_graphs else ("eager",)
     choices: dict[str, dict[str, Choice]] = {level: {} for level in levels}
-
-    def in_turns(candidates: Sequence[Candidate], rounds: int) -> dict[Candidate, list[float]]:
-        times = bench.compare(candidates, mode, rounds)
-        for candidate, samples in times.items():
-            median = sorted(samples)[len(samples) // 2]
-            row = by_candidate[candidate]
-            by_candidate[candidate] = (
-                replace(row, graph_us=median) if mode == "graph" else replace(row, eager_us=median)
-            )
-        return times
-
     for mode in modes:
         if mode == "eager" and has_graphs and _all_take_longer(rows, EAGER_EQUALS_GRAPH_US):
             continue
-        near: dict[Candidate, None] = {}
-        for level in levels:
-            ranked = _ranked(problem, level, by_candidate, mode)
-            near.update(dict.fromkeys(_near(ranked, mode)))
-        if len(near) > FINALISTS:
-            in_turns(list(near), SEMIFINAL_ROUNDS)
+        able = {level: _ranked(able_at(problem, level, rows), mode) for level in levels}
+        semifinal: dict[Candidate, float] = {}
+        if has_graphs:
+            near = {level: _near(able[level], mode) for level in levels}
+            semifinal = _semifinal(near, bases, measured, bench, mode)
+            for level in levels if semifinal else ():
+                able[level].sort(key=_by_semifinal(near[level], semifinal))
         entrants: dict[Candidate, None] = {}
         for level in levels:
-            able = _ranked(problem, level, by_candidate, mode, first=near)
-            entrants.update(dict.fromkeys(row.candidate for row in able[:FINALISTS]))
+            entrants.update(dict.fromkeys(row.candidate for row in able[level][:FINALISTS]))
             # What will stand in where a table is used without the packages of its choice.
-            plain = (c.candidate for c in able if not BY_NAME[c.candidate.strategy].needs_extras)
+            found = [row.candidate for row in able[level]]
+            plain = (c for c in found if not BY_NAME[c.strategy].needs_extras)
             entrants.update(dict.fromkeys(itertools.islice(plain, 1)))
-            steady = (c.candidate for c in able if sure_gain(c.candidate, 1.0) == 1.0)
+            steady = (c for c in found if sure_gain(c, 1.0) == 1.0)
             entrants.update(dict.fromkeys(itertools.islice(steady, 1)))
-            entrants.update({baseline(problem, level): None})
-        entrants.update(
-            {c: None for c in previous if c in by_candidate and by_candidate[c].status == "ok"}
-        )
-        entrants = {c: None for c in entrants if c in by_candidate and _runs(by_candidate[c])}
-        times = in_turns(list(entrants), ROUNDS)
+            entrants.update({bases[level]: None})
+        entrants.update({c: None for c in previous if c in measured and measured[c].status == "ok"})
+        entrants = {c: None for c in entrants if c in measured and _runs(measured[c])}
+        times = bench.compare(list(entrants), mode, ROUNDS)
+        last = {c: sorted(samples)[len(samples) // 2] for c, samples in times.items()}
+        stages = (last, semifinal) if has_graphs else (last,)
+        measured = _as_in_the_finals(measured, stages, bases.values(), mode)
         for level in levels:
-            able_there = {row.candidate for row in able_at(problem, level, rows)}
-            base = baseline(problem, level)
+            able_there = {row.candidate for row in able[level]}
+            base = bases[level]
             field = {c: t for c, t in times.items() if c in able_there or c == base}
-            waiting = {c for c in field if waits_for_host(by_candidate[c], by_candidate.get(base))}
+            waiting = {c for c in field if waits_for_host(measured[c], measured.get(base))}
             host_bound = waiting if mode == "eager" else ()
             margin = SWITCH_MARGIN if has_graphs else CPU_MARGIN
             choice = choose(field, base, host_bound, margin)
             if choice is not None:
                 choices[level][mode] = choice
     kept = {level: by_mode for level, by_mode in choices.items() if by_mode}
-    return kept, [by_candidate[row.candidate] for row in rows]
+    return kept, [measured[row.candidate] for row in rows]
 
 
 def choose(
@@ -170,16 +163,9 @@ def choose(
     )
 
 
-def _ranked(
-    problem: Problem, level: str, by_candidate: Mapping[Candidate, Measured], mode: str,
-    first: Collection[Candidate] = (),
-) -> list[Measured]:  # fmt: skip
-    """What is able to serve a level, fastest first; before all others those named ``first``."""
-
-    def rank(row: Measured) -> tuple[bool, float]:
-        return row.candidate not in first, time_of(row, mode) or math.inf
-
-    return sorted(able_at(problem, level, list(by_candidate.values())), key=rank)
+def _ranked(able: Sequence[Measured], mode: str) -> list[Measured]:
+    """The fastest first."""
+    return sorted(able, key=lambda row: time_of(row, mode) or math.inf)
 
 
 def _near(ranked: Sequence[Measured], mode: str) -> list[Candidate]:
@@ -187,6 +173,56 @@ def _near(ranked: Sequence[Measured], mode: str) -> list[Candidate]:
     times = [(row.candidate, time_of(row, mode)) for row in ranked[:SEMIFINALISTS]]
     best = times[0][1] if times else None
     return [c for c, us in times if us is not None and best is not None and us <= NEAR * best]
+
+
+def _semifinal(
+    near: Mapping[str, Sequence[Candidate]], bases: Mapping[str, Candidate],
+    measured: Mapping[Candidate, Measured], bench: Bench, mode: str,
+) -> dict[Candidate, float]:  # fmt: skip
+    """Times in turns of what is near the best of any level, and of the baselines."""
+    if all(len(found) <= FINALISTS for found in near.values()):
+        return {}
+    field = dict.fromkeys(c for found in near.values() for c in found)
+    field |= {c: None for c in bases.values() if c in measured and _runs(measured[c])}
+    try:
+        times = bench.compare(list(field), mode, SEMIFINAL_ROUNDS)
+    except (MemoryError, torch.OutOfMemoryError):  # results of so many graphs at a time
+        return {}
+    return {c: sorted(samples)[len(samples) // 2] for c, samples in times.items()}
+
+
+def _by_semifinal(
+    near: Sequence[Candidate], times: Mapping[Candidate, float]
+) -> Callable[[Measured], tuple[int, float]]:
+    """An order: first a level's own semifinalists by these times, then the others as they are."""
+    places = {c: (0, times[c]) for c in near}
+    return lambda row: places.get(row.candidate, (1, 0.0))
+
+
+def _as_in_the_finals(
+    measured: Mapping[Candidate, Measured], stages: Sequence[Mapping[Candidate, float]],
+    bases: Collection[Candidate], mode: str,
+) -> dict[Candidate, Measured]:  # fmt: skip
+    """Rows whose times can be compared: clocks differ from stage to stage, the last one first.
+
+    A time that is not of the last stage is multiplied by what the baseline's grew by since.
+    """
+    alone = {c: time_of(row, mode) for c, row in measured.items()}
+    last = stages[0]
+    base = next((c for c in bases if c in last), None)
+    result = dict(measured)
+    for candidate, row in measured.items():
+        us = last.get(candidate)
+        for stage in (*stages[1:], alone) if len(stages) > 1 and us is None else ():
+            then, now = stage.get(candidate), None if base is None else stage.get(base)
+            if then is not None and now:
+                us = then * last[base] / now  # type: ignore[index]
+                break
+        if us is not None and mode == "graph":
+            result[candidate] = replace(row, graph_us=us)
+        elif us is not None and (candidate in last or row.eager_us is not None):
+            result[candidate] = replace(row, eager_us=us)
+    return result
 
 
 def _all_take_longer(rows: Sequence[Measured], us: float) -> bool:

@@ -49,12 +49,14 @@ def supervise(
     worker finish the candidate it measures, and returns. Raises ``TuningFailed``.
     """
     context = get_context("spawn")
-    fruitless = 0
+    fruitless, first = 0, True
     while True:
         ours, theirs = context.Pipe()
         stop = context.Event()
         # Not a daemon: those may have no processes of their own, which compile kernels.
-        worker = context.Process(target=_work, args=(order, device, theirs, stop))
+        # Kernels are compiled ahead once: that may be what a worker died of.
+        worker = context.Process(target=_work, args=(order, device, theirs, stop, first))
+        first = False
         try:
             _start(worker)
             theirs.close()
@@ -127,7 +129,7 @@ def _listen(
             stop.set()
 
 
-def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
+def _work(order: Order, device: str, pipe: Connection, stop: Any, ahead: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
     threading.Thread(target=_die_with_the_supervisor, daemon=True).start()
     from autogemm.compile_ahead import CompileAhead
@@ -138,6 +140,10 @@ def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
         identity = device_of(where)
         if where.type == "cuda":
             torch.cuda.set_device(where)
+
+        def over() -> bool:
+            return stop.is_set() or time.time() > order.deadline
+
         with torch.no_grad():
             outcome = tune(
                 order,
@@ -145,7 +151,7 @@ def _work(order: Order, device: str, pipe: Connection, stop: Any) -> None:
                 lambda problem: Workbench.open(problem, identity, where),
                 pipe.send,
                 stop.is_set,
-                CompileAhead(identity, where, stop.is_set),
+                CompileAhead(identity, where, over) if ahead else lambda problems: None,
             )
         pipe.send(outcome)
     except (BrokenPipeError, ConnectionResetError):

@@ -412,6 +412,25 @@ def test_a_budget_takes_the_fastest_measured_candidate_that_keeps_it() -> None:
     assert "exceeds the budget 0.002·G" in passed_over[0][1]
 
 
+def test_a_budget_prefers_what_won_the_finals_to_what_was_not_in_them() -> None:
+    """A row that only seems a little faster was not timed beside the choice."""
+    loose = Tolerance("highest", budget=2e-2)
+    rows = [row(FULL, 100.0), row(AXPBY, 80.0), row(BF16, 75.0), row(TF32, 200.0)]
+    known = evidence(entry(CUBE, {"highest": choice(AXPBY, ratio=1.25)}, rows))
+    assert plan(known, tolerance=loose).candidate == AXPBY
+    rows[2] = row(BF16, 70.0)
+    known = evidence(entry(CUBE, {"highest": choice(AXPBY, ratio=1.25)}, rows))
+    assert plan(known, tolerance=loose).candidate == BF16
+    # Where the finals kept the baseline it takes as much; where the choice exceeds the budget,
+    # what is measured decides.
+    rows = [row(FULL, 100.0), row(AXPBY, 93.0), row(BF16, 60.0)]
+    known = evidence(entry(CUBE, {"highest": choice(FULL, ratio=1.0)}, rows))
+    assert plan(known, tolerance=Tolerance("highest", budget=5e-4)).candidate == FULL
+    known = evidence(entry(CUBE, {"medium": choice(BF16, ratio=1.7)}, rows))
+    assert plan(known, tolerance=Tolerance("highest", budget=5e-4)).candidate == AXPBY
+    assert plan(known, tolerance=loose).candidate == BF16
+
+
 @pytest.mark.parametrize("status", ["inaccurate", "failed", "unsupported", "slow"])
 def test_a_budget_never_takes_what_was_not_measured_well(status: str) -> None:
     rows = [row(FULL, 100.0), row(TF32, 40.0, status=status)]

@@ -31,7 +31,7 @@ LAYERS = (
     ("measure",),
     ("journal", "workloads", "event_times", "listener"),
     ("recording", "shapes", "saving"),
-    ("finals",),
+    ("finals", "compile_ahead"),
     ("search",),
     ("renewal",),
     ("tuner",),
@@ -146,8 +146,8 @@ def test_transformers_is_imported_for_its_own_layer_alone() -> None:
     assert importers("transformers") == {"nn.conv1d"}
 
 
-def test_quack_is_imported_by_its_strategy_and_where_it_is_a_peer() -> None:
-    assert importers("quack") == {"strategies.cute", "peers"}
+def test_quack_is_imported_by_its_strategy_its_compiler_and_where_it_is_a_peer() -> None:
+    assert importers("quack") == {"strategies.cute", "compile_ahead", "peers"}
     assert all(lazy for m in ("strategies.cute", "peers") for name, lazy in imports(m)
                if name.split(".")[0] in ("quack", "nvmath"))  # fmt: skip
 

@@ -215,7 +215,7 @@ def test_what_torch_has_a_part_in_is_not_repeated(
 def test_a_gram_matrix_is_not_repeated_for_other_operands(
     case: str, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, Y = torch.empty(128, 1024), torch.empty(1024, 128).t()
+    X, Y = torch.empty(128, 1024), torch.empty(128, 1024)
     run = bound(case, X, X.t(), None, None)
     monkeypatch.setattr(replay, "_device_of", lambda x: 7)
     of_gram = host.calls(run, 1.0, X, X.t(), 0.0, None, None)
@@ -258,6 +258,30 @@ def test_operands_that_lie_otherwise_go_the_long_way_once(
             host.calls(run, 1.5, A, B, 0.5, c, out)
             long_ways.append(host.looked_up > before)
         assert long_ways == ([True, False] if c is not into else [False, False])
+
+
+@pytest.mark.parametrize("place", ["A", "B", "C", "out"])
+def test_operands_that_begin_elsewhere_within_16_bytes_go_the_long_way(
+    place: str, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+
+    def at(offset: int, rows: int, cols: int) -> torch.Tensor:
+        return torch.empty(rows * cols + 8, dtype=torch.bfloat16)[offset:][: rows * cols].view(
+            rows, cols
+        )
+
+    def lying(**offsets: int) -> list[torch.Tensor]:
+        extents = {"A": (64, 1025), "B": (1025, 65), "C": (64, 65), "out": (64, 65)}
+        return [at(offsets.get(name, 0), *extent) for name, extent in extents.items()]
+
+    run = bound("half", *lying(A=1, B=1))
+    for offset in (0, 3):
+        for long_way in (True, False):
+            A, B, C, out = lying(**{place: offset})
+            before = host.looked_up
+            host.calls(run, 1.5, A, B, 0.5, C, out)
+            assert (host.looked_up > before) == long_way
 
 
 def test_the_result_is_new_or_what_was_given(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,15 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import autogemm
 from autogemm import supervisor
+from autogemm.compile_ahead import CompileAhead
 from autogemm.database import Table, read_table
+from autogemm.shapes import read_shapes
 from autogemm.supervisor import Restarted, TuningFailed, supervise
 from autogemm.tuner import Order, Outcome
 
@@ -302,6 +305,56 @@ def test_workers_that_get_nowhere_are_not_restarted_for_ever(
         play(monkeypatch, *[("died", 0)] * 5)
     with pytest.raises(TuningFailed, match="4 workers"):
         play(monkeypatch, *[("died", 0)] * 3, ("died", 7), *[("died", 0)] * 4)
+
+
+def test_kernels_are_compiled_ahead_by_the_first_worker_and_by_none_that_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have died of that; and it has to be allowed processes of its own."""
+    made: list[tuple[bool, bool | None]] = []
+    real = multiprocessing.get_context("spawn")
+
+    class Context:
+        Pipe, Event = staticmethod(real.Pipe), staticmethod(real.Event)
+
+        @staticmethod
+        def Process(*, target: object, args: tuple[object, ...], daemon: bool | None = None) -> Any:
+            made.append((bool(args[-1]), daemon))
+            return real.Process(target=target, args=args)  # which is never started
+
+    monkeypatch.setattr(supervisor, "get_context", lambda kind: Context)
+    with pytest.raises(TuningFailed):
+        play(monkeypatch, *[("died", 0)] * 4)
+    assert made == [(True, None), (False, None), (False, None), (False, None)]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_worker_compiles_ahead_where_it_is_told_to(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(supervisor, "tune", lambda *args: given.append(args[-1]))
+    ours, theirs = multiprocessing.Pipe()
+    supervisor._work(ORDER, "cpu", theirs, threading.Event(), ahead)
+    assert ours.poll()
+    assert isinstance(given[0], CompileAhead) == ahead
+    given[0](iter(()))
+
+
+def test_a_worker_does_not_outlive_what_it_reports_to(machine: Machine) -> None:
+    def report(news: object) -> None:
+        raise ZeroDivisionError
+
+    workloads = read_shapes(machine.folder / "shapes.yaml", "cpu").workloads
+    order = Order(
+        workloads=workloads, directory=machine.folder, storage=str(machine.journal)
+    )  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        supervise(order, "cpu", report)
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert multiprocessing.active_children() == []
 
 
 def test_an_error_of_the_worker_ends_the_run_with_its_words(

@@ -268,27 +268,95 @@ class Throttled(Recording):
             self.facts = alone
 
 
+DEEP = replace(CUBE, k=2**20)
+
+
+def parts_of_k() -> list[Candidate]:
+    """Candidates that serve every level of a deep product."""
+    found = [c for c in candidates_for(DEEP, GPU, LEVELS) if c.strategy == "ksplit"]
+    assert len(found) >= 9
+    return found
+
+
 def test_what_is_fastest_in_turns_is_found_though_others_are_ahead_alone(tmp_path: Path) -> None:
-    others = [c for c in candidates_for(CUBE, GPU, LEVELS) if c.strategy == "ksplit"][:6]
-    *ahead, behind = others
-    alone = {FULL: 100.0, behind: 84.0} | {c: 80.0 + i / 10 for i, c in enumerate(ahead)}
+    *ahead, behind = others = parts_of_k()[:9]
+    alone = {FULL: 120.0, behind: 91.0} | {c: 80.0 + i / 10 for i, c in enumerate(ahead)}
     bench = Throttled(alone, {FULL: 110.0, behind: 90.0} | dict.fromkeys(ahead, 99.0))
-    outcome, _ = run(tmp_path, bench)
+    outcome, _ = run(tmp_path, bench, DEEP)
     assert chosen(only(outcome)) == behind
     assert {mode for mode, _ in bench.semifinals} == {"graph", "eager"}
-    assert all(set(others) == set(entrants) for _, entrants in bench.semifinals)
+    for _, entrants in bench.semifinals:
+        assert set(others) | {FULL} <= set(entrants), "the baseline tells how clocks differ"
+        assert all(alone.get(c, 200.0) <= 1.15 * 80.0 or c.strategy == "addmm" for c in entrants)
     assert all(set(ahead) - set(entrants) for _, entrants in bench.finals)
-    recorded = {row.candidate: row.graph_us for row in only(outcome).measured}
-    assert all(98.0 < (recorded[c] or 0.0) < 102.0 for c in ahead), "times alone are of no use"
+
+
+def test_rows_have_times_that_can_be_compared(tmp_path: Path) -> None:
+    """Alone the clocks are a quarter faster than in turns, and a row may stay at one of both."""
+    *near, far = parts_of_k()[:6]
+    alone = {FULL: 120.0, far: 100.0} | dict.fromkeys(near, 80.0)
+    in_turns = {FULL: 150.0} | {c: 90.0 + i for i, c in enumerate(near)}
+    outcome, bench = run(tmp_path, Throttled(alone, in_turns), DEEP)
+    rows = {row.candidate: row for row in only(outcome).measured}
+    noise = statistics.median(random.Random(i).uniform(1.0, 1.02) for i in range(20))
+    for i, candidate in enumerate(near):
+        for us in (rows[candidate].graph_us, rows[candidate].eager_us):
+            assert us == pytest.approx((90.0 + i) * noise, rel=0.015)
+    assert rows[FULL].graph_us == pytest.approx(150.0 * noise, rel=0.015)
+    assert rows[far].graph_us == pytest.approx(100.0 * 150.0 / 120.0 * noise, rel=0.015)
+    assert not any(far in entrants for _, entrants in bench.finals)
 
 
 def test_what_was_far_behind_alone_does_not_pass_those_timed_in_turns(tmp_path: Path) -> None:
-    *near, far = [c for c in candidates_for(CUBE, GPU, LEVELS) if c.strategy == "ksplit"][:6]
+    *near, far = parts_of_k()[:6]
     alone = {FULL: 150.0, far: 93.0} | dict.fromkeys(near, 80.0)
     bench = Throttled(alone, {FULL: 180.0, far: 100.0} | dict.fromkeys(near, 96.0))
-    outcome, _ = run(tmp_path, bench)
+    outcome, _ = run(tmp_path, bench, DEEP)
     assert chosen(only(outcome)) in near
+    assert bench.semifinals != []
     assert not any(far in entrants for _, entrants in bench.finals + bench.semifinals)
+
+
+def test_so_many_are_timed_in_turns_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finals, "SEMIFINALISTS", 5)
+    bench = Recording(dict.fromkeys(parts_of_k(), 80.0) | {FULL: 100.0}, default=90.0)
+    run(tmp_path, bench, DEEP, levels=("highest",))
+    assert {len(entrants) for _, entrants in bench.semifinals} == {6}, "five and the baseline"
+
+
+def test_a_level_has_semifinalists_of_its_own(tmp_path: Path) -> None:
+    """What is near the best at one level does not pass what is faster at another."""
+    deep = parts_of_k()
+    facts: dict[Candidate, float | str] = {FULL: 120.0, TF32: 50.0, HALF: 58.0}
+    facts |= {c: 98.0 + i / 10 for i, c in enumerate(deep)}
+    _, bench = run(tmp_path, Recording(facts, default=130.0), DEEP)
+    assert bench.semifinals != []
+    assert all({TF32, HALF} <= set(entrants) for _, entrants in bench.finals)
+
+
+def test_where_memory_is_short_for_semifinals_the_finals_take_place(tmp_path: Path) -> None:
+    class Tight(Recording):
+        def compare(self, candidates: Sequence[Candidate], *rest: Any) -> Any:
+            if len(candidates) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().compare(candidates, *rest)
+
+    best, *others = parts_of_k()[:9]
+    bench = Tight({FULL: 100.0, best: 80.0} | dict.fromkeys(others, 85.0))
+    outcome, _ = run(tmp_path, bench, DEEP)
+    assert chosen(only(outcome)) == best
+
+
+def test_a_cpu_keeps_its_clocks_and_has_no_semifinals(tmp_path: Path) -> None:
+    problem, here = replace(DEEP, device_type="cpu"), device_of(CPU)
+    everything = candidates_for(problem, here, LEVELS)
+    assert len(everything) > 9
+    bench = Recording(dict.fromkeys(everything, 80.0))
+    tune(order(tmp_path, problem), here, bench.open)
+    assert bench.semifinals == []
+    assert bench.finals != []
 
 
 def test_a_few_that_are_near_go_to_the_finals_at_once(tmp_path: Path) -> None:

@@ -161,9 +161,16 @@ class Evidence:
 
         if tolerance.budget is not None:
             margin = self._margin_of(entry, source)
+            ranked = _ranked(entry, tolerance, mode, margin)
+            decided = _decided(entry, tolerance, mode, margin)
+            if decided is not None:  # what was not in its finals has to be clear of it
+                least = STAND_IN_MARGIN * sure_gain(*decided)
+                ranked = [item for item in ranked if item[0] != decided[0]]
+                clear = sum(sure_gain(*item) >= least for item in ranked)
+                ranked.insert(clear, decided)
             return [
                 measured(candidate, ratio, "fastest within the budget")
-                for candidate, ratio in _ranked(entry, tolerance, mode, margin)
+                for candidate, ratio in ranked
             ]
         by_mode = choices_at(entry, tolerance.level)
         if not by_mode:
@@ -283,6 +290,25 @@ def _ranked(
     if admits(base, entry.problem, tolerance):
         ratios = [item for item in ratios if sure_gain(*item) >= margin]
     return sorted(ratios, key=lambda item: sure_gain(*item), reverse=True)
+
+
+def _decided(
+    entry: Entry, tolerance: Tolerance, mode: str, margin: float
+) -> tuple[Candidate, float] | None:
+    """The best of what won finals, at whatever level, and may serve here."""
+    rows = {row.candidate: row for row in entry.measured}
+    found = []
+    for level, by_mode in entry.choices.items():
+        choice = by_mode.get(mode) or next(iter(by_mode.values()))
+        candidate, base = choice.candidate, baseline(entry.problem, level)
+        row = rows.get(candidate)
+        if row is None or base not in rows or not admits(candidate, entry.problem, tolerance):
+            continue
+        if candidate == base:
+            found.append((candidate, 1.0))
+        elif choice.ratio >= margin and not may_lose_elsewhere(choice, row, rows[base], mode):
+            found.append((candidate, choice.ratio))
+    return max(found, key=lambda item: sure_gain(*item), default=None)
 
 
 # -------------------------------------------------------------------------------- loading

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.aliasing import written
 from autogemm.kernels.direct import Start, is_watched, stream_of
-
-if TYPE_CHECKING:
-    from autogemm.strategies.base import Run
 
 _REMEMBERED = 64
 """Ways in which a problem's operands lie that are kept."""
@@ -170,7 +167,9 @@ class Replay:
         return result
 
 
-def into_new(write: Callable[..., None], *, batched: bool = False) -> Run:
+def into_new(
+    write: Callable[..., None], *, batched: bool = False
+) -> Callable[..., torch.Tensor]:
     """A run of ``write(alpha, A, B, beta, C, out)`` that allocates the result where none is given.
 
     For real types; of matrices, or ``batched`` of 3-D operands. ``write`` does nothing but launch

@@ -251,15 +251,16 @@ def _wide(problem: Problem, units: int) -> list[dict[str, ParamValue]]:
         if tile_m <= rows + 64 and tile_n <= cols + 32:  # of a larger tile much would be empty
             clusters = cluster_m if rows > tile_m else 1, cluster_n if cols > tile_n else 1
             found.append(_params(tile_m, tile_n, pingpong, clusters, swap=swap))
-    found = [p for i, p in enumerate(found) if p not in found[:i]]
     if m <= 128:
         tile_n = _rounded_up(m)
         found += [_params(256, tile_n, False, swap=True), _params(192, tile_n, True, swap=True)]
+    found = [p for i, p in enumerate(found) if p not in found[:i]]
     tiles = -(-m // 128) * -(-n // 128)
     if tiles <= units:  # there is work for a wave at most: smaller tiles, or parts of k
         found = [p for p in found if int(p["tile_m"]) * int(p["tile_n"]) <= 128 * 208]
         small = [_params(64, 128, True), _params(64, 64, True), _params(128, 64, True)]
         small += _splits(128, 128, units // tiles, problem.k)
+        small = [p for p in small if p not in found]
         found = found[: _MOST - len(small)] + small
     return found[:_MOST]
 
