@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 
@@ -298,3 +299,78 @@ def test_threads_of_training_steps_get_right_gradients() -> None:
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
+
+
+HALF = {
+    "bm": 64, "bn": 64, "bk": 64, "warps": 4, "stages": 3, "slices": 1, "group": 8,
+    "persistent": False,
+}  # fmt: skip
+EMULATED = {
+    "method": "fp16x3", "bm": 64, "bn": 64, "bk": 64, "warps": 4, "stages": 3, "chunk": 256,
+    "slices": 1, "group": 8,
+}  # fmt: skip
+FORMS = {
+    "half": ("triton_gemm", HALF), "half sliced": ("triton_gemm", {**HALF, "slices": 4}),
+    "half unaligned": ("triton_gemm", HALF),
+    "half direct": ("triton_gemm", {**HALF, "reads": "direct"}),
+    "continuous": ("emulated_fp32", {**EMULATED, "form": "continuous"}),
+    "continuous sliced": ("emulated_fp32", {**EMULATED, "form": "continuous", "slices": 3}),
+    "split": ("emulated_fp32", {**EMULATED, "form": "split", "slices": 3}),
+    "fused": ("emulated_fp32", {**EMULATED, "form": "fused", "stages": 2, "slices": 3}),
+    "streamed": ("emulated_fp32", {
+        **EMULATED, "form": "streamed", "bm": 128, "bn": 128, "bk": 32, "warps": 8, "slices": 2,
+    }),
+    "tandem": ("emulated_fp32", {
+        **EMULATED, "form": "tandem", "bm": 128, "bn": 128, "bk": 32, "warps": 8, "stages": 2,
+        "slices": 2,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_repeated_calls_compute_what_they_are_given(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third call on its launches are repeated: eager, on another stream, in a graph."""
+    replay = importlib.import_module("autogemm.kernels.replay")
+    name, params = FORMS[form]
+    dtype = torch.bfloat16 if form.startswith("half") else torch.float32
+    m, n, k = (192, 160, 2049) if form in ("half unaligned", "half direct") else (192, 160, 2048)
+
+    def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return tuple(normal(*x, dtype=dtype) for x in ((m, k), (k, n), (m, n)))  # type: ignore[return-value]
+
+    problem, here = problem_of(*operands(), None, False), device_of(torch.device("cuda"))
+    reasons = BY_NAME[name].reasons_not(problem, here, params)
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    repeated: list[object] = []
+    real = replay.Replay.__call__
+    monkeypatch.setattr(
+        replay.Replay, "__call__", lambda *given: repeated.append(0) or real(*given)
+    )
+    run = BY_NAME[name].bind(problem, here, params)
+    for i, (alpha, beta) in enumerate(((1.0, 1.0), (1.5, 0.5), (-2.0, 3.0), (0.5, -0.0))):
+        A, B, C = operands()
+        check(run(alpha, A, B, beta, C, None), alpha, A, B, beta, C)
+        assert len(repeated) == max(0, i - 1)
+    out = torch.empty_like(C)
+    for _ in range(3):
+        A, B, C = operands()
+        check(run(1.5, A, B, 0.5, C, out), 1.5, A, B, 0.5, C)
+        before = C.clone()
+        check(run(1.5, A, B, 0.5, C, C), 1.5, A, B, 0.5, before)
+    side, before = torch.cuda.Stream(), len(repeated)
+    with torch.cuda.stream(side):
+        A, B, C = operands()
+        found = run(1.5, A, B, 0.5, C, None)
+    torch.cuda.current_stream().wait_stream(side)
+    check(found, 1.5, A, B, 0.5, C)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run(1.5, A, B, 0.5, C, None)
+    assert len(repeated) == before + 2
+    for x in (A, B, C):
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    check(found, 1.5, A, B, 0.5, C)

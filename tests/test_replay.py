@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,7 +165,11 @@ def both_ways(
     sets: list[tuple[Any, ...]],
 ) -> None:  # fmt: skip
     """Every call but the first repeats it, with what the long way passes."""
-    scalars = [(1.5, 0.5), (0.5, 0.5), (-0.0, 2.0), (1.0, 0.0), (float("nan"), float("inf"))]
+    same = 0.5
+    scalars = [
+        (same, same), (1.5, 0.5), (-0.0, 2.0), (1.0, 0.0), (1.5 + 0j, 0.5 + 0j),
+        (float("nan"), float("inf")),
+    ]  # fmt: skip
     monkeypatch.setattr(replay, "_device_of", lambda x: None)
     run = bind()
     expected = [
@@ -195,8 +200,132 @@ def test_a_call_is_repeated_as_it_would_have_been_made(
         pytest.skip("A by rows is read directly, for a result by rows")
     if case == "half direct" and layout[1] != "row":
         pytest.skip("torch copies this B, which the next test is about")
-    sets = [operands(case, *layout) for _ in range(4)]
+    sets = [operands(case, *layout) for _ in range(6)]
     both_ways(host, monkeypatch, lambda: bound(case, *sets[0]), sets)
+
+
+@pytest.mark.parametrize("c", ["none", "col", "inplace"])
+@pytest.mark.parametrize("offset", [0, 1, 3, 5])
+def test_an_unaligned_b_read_directly_is_repeated(
+    offset: int, c: str, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one() -> tuple[Any, ...]:
+        A = torch.empty(1025, 96, dtype=torch.bfloat16).t()
+        B = torch.empty(80 * 1025 + 8, dtype=torch.bfloat16)[offset:][: 80 * 1025].view(80, 1025)
+        D = torch.empty(80, 96, dtype=torch.bfloat16).t()
+        C = None if c == "none" else D if c == "inplace" else torch.empty_like(D)
+        return A, B.t(), C, D
+
+    sets = [one() for _ in range(3)]
+    both_ways(host, monkeypatch, lambda: bound("half direct", *sets[0]), sets)
+
+
+def test_a_c_that_begins_where_the_first_tile_of_a_does_is_not_taken_for_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows an odd number of elements apart are described from a multiple of 16 bytes on."""
+
+    def one(alike: bool) -> tuple[Any, ...]:
+        A, B, _, _ = operands("half direct", "row", "row", "row", "none")
+        whole = torch.empty_like(A)
+        return A, B, (A if alike else whole)[:, 8:88], None
+
+    first, later = one(True), one(False)
+    monkeypatch.setattr(replay, "_device_of", lambda x: None)
+    expected = host.calls(bound("half direct", *later), 1.5, *later[:2], 0.5, *later[2:])
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    run = bound("half direct", *first)
+    host.calls(run, 1.5, *first[:2], 0.5, *first[2:])
+    assert repr(host.calls(run, 1.5, *later[:2], 0.5, *later[2:])) == repr(expected)
+
+
+def test_a_c_that_is_an_operand_is_told_from_another(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A, B, C = (torch.empty(96, 96, dtype=torch.bfloat16) for _ in range(3))
+    monkeypatch.setattr(replay, "_device_of", lambda x: None)
+    expected = host.calls(bound("half", A, B, C, None), 1.5, A, B, 0.5, C, None)
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    run = bound("half", A, B, C, None)
+    for added in (A, B):
+        host.calls(run, 1.5, A, B, 0.5, added, None)
+    assert repr(host.calls(run, 1.5, A, B, 0.5, C, None)) == repr(expected)
+
+
+def test_a_call_of_which_one_launch_is_tritons_own_is_not_repeated(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    A, B, C, _ = operands("continuous", "row", "row", "row", "none")
+    run = bound("continuous", A, B, C, None)
+    known, product = host.get, importlib.import_module("autogemm.kernels.continuous_product")
+    by_triton: list[object] = []
+
+    class Compiled:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *given: by_triton.append(given)
+
+    def get(key: tuple[int, ...]) -> Any:
+        if key[0] == id(product._continuous_kernel):
+            return Compiled(), None, None
+        return known(key)
+
+    monkeypatch.setattr(host, "get", get)
+    for calls in (1, 2, 3):
+        assert len(host.calls(run, 1.5, A, B, 0.5, C, None)) == 1, "the split's"
+        assert len(by_triton) == calls
+
+
+def test_a_call_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        replay.workspace(3, dtype=torch.float32, device=torch.device("cpu"))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    A = torch.empty(4, 4)
+    with pytest.raises(ZeroDivisionError):
+        replay.into_new(write)(1.0, A, A, 0.0, None, None)
+    assert replay._noting.get() is None
+
+
+def test_a_call_within_a_call_is_noted_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    A, seen = torch.empty(4, 4), []
+    inner = replay.into_new(lambda *_: seen.append(replay._noting.get()))
+
+    def write(*_: object) -> None:
+        before = replay._noting.get()
+        inner(1.0, A, A, 0.0, None, None)
+        assert replay._noting.get() is before
+
+    replay.into_new(write)(1.0, A, A, 0.0, None, None)
+    assert len(seen) == 1
+
+
+def test_a_call_is_repeated_on_the_stream_of_its_moment_and_on_its_device_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = iter(range(100, 200))
+    device = [7]
+    monkeypatch.setattr(replay, "_device_of", lambda x: device[0])
+    monkeypatch.setattr(replay, "stream_of", lambda where: 1000 * where + next(streams))
+    A, B, C, _ = operands("half", "row", "row", "row", "none")
+    run = bound("half", A, B, C, None)
+    host.calls(run, 1.5, A, B, 0.5, C, None)
+    assert [host.calls(run, 1.5, A, B, 0.5, C, None)[0][3] for _ in range(2)] == [7100, 7101]
+    device[0] = 8
+    before = host.looked_up
+    host.calls(run, 1.5, A, B, 0.5, C, None)
+    assert host.looked_up > before
+
+
+def test_operands_of_another_device_than_the_current_one_are_not_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for index, found in ((-1, None), (0, None), (1, 1)):
+        lying = SimpleNamespace(get_device=lambda index=index: index)
+        assert replay._device_of(lying) == found
 
 
 def test_what_torch_has_a_part_in_is_not_repeated(
@@ -241,6 +370,9 @@ def test_batches_are_repeated(
 
     sets = [one() for _ in range(3)]
     both_ways(host, monkeypatch, lambda: bound(form, *sets[0]), sets)
+    run = bound(form, *sets[0])
+    for A, B, C, _ in sets:
+        assert run(1.5, A, B, 0.5, C, None).shape == C.shape
 
 
 def test_operands_that_lie_otherwise_go_the_long_way_once(

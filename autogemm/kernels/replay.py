@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.aliasing import written
+from autogemm.aliasing import bytes_spanned, written
 from autogemm.kernels.direct import Start, is_watched, stream_of
 
 _REMEMBERED = 64
@@ -42,6 +42,11 @@ def workspace(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Te
     if note is not None:
         note.own.append(made)
     return made
+
+
+def not_repeatable() -> None:
+    """Say of the call that is being noted that more than launches belong to it."""
+    note_launch(None, 0)
 
 
 def note_launch(
@@ -73,6 +78,7 @@ class Note:
         ] = []
         self.whole = True
         self._out = out
+        self._spans = bytes_spanned(A), bytes_spanned(B)
         self._places = [0 if x is None else x.data_ptr() for x in (A, B, C, out)]
 
     def replay(self) -> Replay | None:
@@ -102,7 +108,8 @@ class Note:
             if 0 <= (behind := pointer - x.data_ptr()) < x.numel() * x.element_size():
                 return _OWN, begin + behind
         for operand in (_A, _B):
-            if 0 < (behind := pointer - self._places[operand]) <= _HEAD:
+            behind = pointer - self._places[operand]
+            if 0 < behind < self._spans[operand] and behind <= _HEAD:
                 return operand, behind
         return None
 
@@ -110,7 +117,7 @@ class Note:
 class _Step:
     """One launch: the arguments of its C function, and which of them every call fills in."""
 
-    __slots__ = ("alphas", "arguments", "bases", "betas", "fill", "pointers", "run")
+    __slots__ = ("_start", "alphas", "arguments", "bases", "betas", "fill", "pointers", "run")
 
     def __init__(
         self, start: Start, programs: int, descriptors: Sequence[TensorDescriptor],
@@ -118,6 +125,7 @@ class _Step:
         beta: float,
     ) -> None:  # fmt: skip
         self.run, self.fill = start.run, start.fill
+        self._start = start  # which keeps the kernel alive
         arguments: list[Any] = [programs, 1, 1, 0, *start.fixed]
         self.bases, self.pointers = [], []
         for x, origin, known in zip(descriptors, bases, start.known, strict=True):
@@ -175,7 +183,7 @@ def into_new(
     For real types; of matrices, or ``batched`` of 3-D operands. ``write`` does nothing but launch
     kernels by ``launch``, in ``workspace`` and what it is given: calls after the first ones repeat
     these launches. What it launches may depend on how operands lie, on which are the same, and
-    on nothing else.
+    on nothing else; where it does more than launch it says so (``not_repeatable``).
     """
     known: dict[Hashable, Replay] = {}
 
@@ -233,5 +241,10 @@ def _lying(
         device, A.shape, A.stride(), B.shape, B.stride(),
         None if C is None else C.stride(), None if out is None else out.stride(),
         a % 16, b % 16, None if c is None else c % 16, None if d is None else d % 16,
-        a == b, a == c, b == c, c == d,
+        _apart(a, b), _apart(a, c), _apart(b, c), _apart(a, d), _apart(b, d), c == d,
     )  # fmt: skip
+
+
+def _apart(x: int, y: int | None) -> int | None:
+    """How many bytes y is behind x, where one pointer may be taken for one into the other."""
+    return y - x if y is not None and -_HEAD <= y - x <= _HEAD else None

@@ -109,7 +109,7 @@ def bind_direct(problem: Problem, params: Params) -> Run:
     """What computes the product; that of B is the transposed one."""
     from autogemm.kernels.half_product import is_ready, is_row_major
     from autogemm.kernels.interleaved_product import interleaved_product, is_interleaved
-    from autogemm.kernels.replay import into_new
+    from autogemm.kernels.replay import into_new, not_repeatable
     from autogemm.kernels.split_product import Tiling
     from autogemm.kernels.staging import stage
 
@@ -126,6 +126,7 @@ def bind_direct(problem: Problem, params: Params) -> Run:
         return stage(x, rows=rows, cols=cols, dtype=x.dtype)
 
     def by_rows(x: Tensor) -> Tensor:
+        not_repeatable()
         rows, cols = x.shape
         made = x.new_empty(rows, aligned_extent(cols, problem.itemsize))[:, :cols]
         return made.copy_(x)
