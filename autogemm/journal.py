@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
+import optuna
 import platformdirs
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -60,6 +61,19 @@ def open_storage(storage: str | None, device: Device) -> Iterator[BaseStorage]:
         yield _opened(str(path), lambda: JournalStorage(backend))
     finally:
         lock.release()
+
+
+def begun(storage: BaseStorage, name: str, now: float) -> float:
+    """When the run called so began that has not ended yet; if there is none, it begins ``now``."""
+    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+    if "begun" not in study.user_attrs:
+        study.set_user_attr("begun", now)
+    return float(study.user_attrs["begun"])
+
+
+def ended(storage: BaseStorage, name: str) -> None:
+    """Let the next run called so begin anew."""
+    optuna.delete_study(study_name=name, storage=storage)
 
 
 @contextmanager

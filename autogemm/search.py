@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -57,6 +58,22 @@ Rows = Mapping[Candidate, Measured]
 """What was measured, in the order of measuring."""
 
 
+def study_name(
+    device: Device, problem: Problem, environment: str, space: str, levels: Sequence[str]
+) -> str:
+    """What a problem's study is called."""
+    return f"{device.slug} | {problem} | {environment} | {space} | {'+'.join(levels)}"
+
+
+def settled(storage: optuna.storages.BaseStorage, name: str) -> float:
+    """When a study's problem was last put into the table; 0 if it never was."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return 0.0
+    return float(study.user_attrs.get("settled", 0.0))
+
+
 class Search:
     """The study of one problem."""
 
@@ -78,7 +95,7 @@ class Search:
         self._pools = self._pooled(levels)
         self._known = tuple(known)
         self._storage = storage
-        self._name = f"{device.slug} | {problem} | {environment} | {space} | {'+'.join(levels)}"
+        self._name = study_name(device, problem, environment, space, levels)
         self._study = self._open()
 
     @property
@@ -97,6 +114,10 @@ class Search:
         if any(start is not None and start.timestamp() < before for start in begun):
             optuna.delete_study(study_name=self._name, storage=self._storage)
             self._study = self._open()
+
+    def settle(self) -> None:
+        """Note that what follows from the trials is in the table."""
+        self._study.set_user_attr("settled", time.time())
 
     def measure_all(
         self, bench: Bench, tell: Callable[[Measured], None], over: Callable[[], bool]

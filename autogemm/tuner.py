@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -36,12 +36,12 @@ from autogemm.database import (
 from autogemm.device import Device, clocks, software_versions
 from autogemm.errors import DatabaseError, PluginWarning
 from autogemm.finals import Bench, finals
-from autogemm.journal import open_storage
+from autogemm.journal import begun, ended, open_storage
 from autogemm.measure import screening_saved_us
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import Problem
 from autogemm.renewal import renewed, searched_levels
-from autogemm.search import Search, chosen_in
+from autogemm.search import Search, chosen_in, settled, study_name
 from autogemm.strategies import STRATEGIES, Candidate, origin_of
 from autogemm.workloads import Workload, levels_of
 
@@ -61,7 +61,7 @@ class Order:
     deadline: float = math.inf
     """``time.time()`` after which nothing new is started."""
     again: bool = False
-    """Measure anew what the table already holds."""
+    """Measure anew what the table already holds; an order that was interrupted goes on."""
     since: float = field(default_factory=time.time)
     """``time.time()`` of the order: with ``again``, trials begun before it do not count."""
 
@@ -120,14 +120,14 @@ def tune(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run = _Run(order, device, open_bench, report, stop)
-    with open_storage(order.storage, device) as storage, run.writer:
+    with open_storage(order.storage, device) as storage, run.again(storage), run.writer:
         problems = [workload.problem for workload in order.workloads]
         for i, problem in enumerate(problems):
             if run.reuse(problem):
                 continue
             if not run.over():
                 ahead(p for p in problems[i:] if run.tuned(p) is None)
-            if not run.tune(problem, storage):
+            if not run.tune(problem):
                 break
     return run.outcome()
 
@@ -153,9 +153,28 @@ class _Run:
         table = _table(path, device)
         self._table = table
         self.writer = _Writer(path, device, self._environment, self._beside)
+        self._storage: optuna.storages.BaseStorage
+        self._since = order.since
         self._entries: list[Entry] = []
         self._measured = self._screened = self._reused = self._done = 0
         self._saved_us = 0.0
+
+    @contextmanager
+    def again(self, storage: optuna.storages.BaseStorage) -> Iterator[None]:
+        """Tune with trials kept there; what is to be measured again is so once, in however many
+        runs of the same order that takes.
+        """
+        self._storage = storage
+        if not self._order.again:
+            yield
+            return
+        wanted = [str(load.problem) for load in self._order.workloads] + list(self._order.levels)
+        digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:8]
+        name = f"{self._device.slug} | again | {self._environment.id} | {digest}"
+        self._since = begun(storage, name, self._order.since)
+        yield
+        if self._done == len(self._order.workloads):
+            ended(storage, name)
 
     def reuse(self, problem: Problem) -> bool:
         """Take the entry that the table has, if nothing it depends on has changed."""
@@ -169,17 +188,18 @@ class _Run:
     def tuned(self, problem: Problem) -> Entry | None:
         """The entry that the table has, unless something it depends on has changed."""
         entry = self._table.entries.get(key_of(problem))
-        if (
-            entry is None
-            or self._order.again
-            or entry.environment != self._environment.id
-            or not set(_levels(problem, self._order.levels))
-            <= searched_levels(entry, space_digest(problem, self._device))
-        ):
+        if entry is None or entry.environment != self._environment.id:
             return None
+        levels, space = _levels(problem, self._order.levels), space_digest(problem, self._device)
+        if not set(levels) <= searched_levels(entry, space):
+            return None
+        if self._order.again:
+            name = study_name(self._device, problem, self._environment.id, space, levels)
+            if settled(self._storage, name) < self._since:
+                return None
         return entry
 
-    def tune(self, problem: Problem, storage: optuna.storages.BaseStorage) -> bool:
+    def tune(self, problem: Problem) -> bool:
         """Measure a problem's candidates and choose; False where time ran out first."""
         levels = _levels(problem, self._order.levels)
         candidates = candidates_for(problem, self._device, levels)
@@ -187,10 +207,10 @@ class _Run:
         environment = self._environment.id
         known = {**self._table.entries, **by_key(self._entries)}.values()
         search = Search(
-            problem, self._device, levels, candidates, storage, environment, space, known
+            problem, self._device, levels, candidates, self._storage, environment, space, known
         )
         if self._order.again:
-            search.forget(before=self._order.since)
+            search.forget(before=self._since)
         previous = self._table.entries.get(key_of(problem))
         old_choices = [] if previous is None else chosen_in(previous)
         try:
@@ -215,7 +235,7 @@ class _Run:
             measured=tuple(rows),
             space=space,
         )
-        self.writer.add(entry)
+        self.writer.add(entry, search.settle)
         self._finish(problem, self._beside(entry, self._table), search=search)
         return True
 
@@ -344,17 +364,21 @@ class _Writer:
     ) -> None:  # fmt: skip
         self._where = (path, device, environment)
         self._beside = beside
-        self._waiting: list[Entry] = []
+        self._waiting: list[tuple[Entry, Callable[[], None]]] = []
         self._last = time.monotonic()
 
-    def add(self, entry: Entry) -> None:
-        self._waiting.append(entry)
+    def add(self, entry: Entry, written: Callable[[], None]) -> None:
+        """Write an entry soon, and call ``written`` then."""
+        self._waiting.append((entry, written))
         if time.monotonic() - self._last > self._EVERY_S:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
-            merge_table(*self._where, self._waiting, beside=self._beside)
+            entries = [entry for entry, _ in self._waiting]
+            merge_table(*self._where, entries, beside=self._beside)
+            for _, written in self._waiting:
+                written()
             self._waiting = []
         self._last = time.monotonic()
 

@@ -586,6 +586,71 @@ def test_again_measures_anew(tmp_path: Path) -> None:
     assert chosen(next(iter(table.entries.values()))) == FULL
 
 
+def test_measuring_again_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    first, second, third = CUBE, replace(CUBE, m=256), replace(CUBE, n=256)
+    facts = {FULL: 100.0, AXPBY: 50.0}
+    run(tmp_path, facts, first, second, third)
+    whole = len(candidates_for(CUBE, GPU, LEVELS))
+    bench = Recording({FULL: 100.0, AXPBY: 200.0})
+    stop_at = whole + 3
+    outcome, _ = run(
+        tmp_path, bench, first, second, third, again=True, stop=lambda: len(bench.judged) >= stop_at
+    )
+    assert (outcome.unfinished, len(bench.judged)) == (2, stop_at)
+    later = Recording({FULL: 100.0, AXPBY: 200.0})
+    outcome, _ = run(tmp_path, later, first, second, third, again=True)  # the same command
+    assert (outcome.unfinished, outcome.reused) == (0, 1)
+    assert later.opened == [second, third]
+    assert len(later.judged) == 2 * whole - 3
+    assert {chosen(entry) for entry in outcome.entries} == {FULL}
+    anew = Recording(facts)
+    outcome, _ = run(tmp_path, anew, first, second, third, again=True)  # that one had ended
+    assert (outcome.reused, len(anew.judged)) == (0, 3 * whole)
+    assert {chosen(entry) for entry in outcome.entries} == {AXPBY}
+    other = Recording(facts)
+    assert run(tmp_path, other, second, again=True)[0].reused == 0, "another order begins anew"
+
+
+def test_what_is_killed_before_it_is_written_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is written every few seconds: a finished problem may not be in it yet."""
+    run(tmp_path, {FULL: 100.0, AXPBY: 50.0})
+    other = replace(CUBE, m=256)
+
+    class Mortal(Recording):
+        def judge(self, candidate: Candidate, *rest: Any) -> Measured:
+            if self.opened[-1] == other:
+                raise SystemExit("a crash")
+            return super().judge(candidate, *rest)
+
+    monkeypatch.setattr(tuner._Writer, "__exit__", lambda *_: None)  # kill -9 flushes nothing
+    with pytest.raises(SystemExit):
+        run(tmp_path, Mortal({FULL: 100.0, AXPBY: 200.0}), CUBE, other, again=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(tuner, "clocks_of", lambda device: {})
+    monkeypatch.setattr(tuner, "STRATEGIES", FEW)
+    outcome, _ = run(tmp_path, {FULL: 100.0, AXPBY: 200.0}, CUBE, other, again=True)
+    assert outcome.reused == 0
+    assert {chosen(entry) for entry in outcome.entries} == {FULL}
+
+
+def test_measuring_again_ends_though_a_problem_does_not_fit_into_memory(tmp_path: Path) -> None:
+    class Small(Recording):
+        @contextmanager
+        def open(self, problem: Problem) -> Iterator[Recording]:
+            if problem.m == 256:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            with super().open(problem):
+                yield self
+
+    for _ in range(2):
+        bench = Small({FULL: 100.0})
+        outcome, _ = run(tmp_path, bench, CUBE, replace(CUBE, m=256), again=True)
+        assert outcome.reused == 0
+        assert bench.opened == [CUBE]
+
+
 def test_the_old_choice_takes_part_in_the_finals_again(tmp_path: Path) -> None:
     run(tmp_path, {FULL: 100.0, IN_TURN: 50.0})
     facts = {FULL: 100.0, AXPBY: 101.0, SPLIT: 102.0, IN_TURN: 110.0}
