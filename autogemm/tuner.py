@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,19 +21,10 @@ from pathlib import Path
 import optuna
 import torch
 
-from autogemm.database import (
-    Entry,
-    Environment,
-    Measured,
-    Table,
-    by_key,
-    key_of,
-    merge_table,
-    read_table,
-    table_path,
-)
+from autogemm.database import Entry, Environment, Measured, Table, by_key, key_of, table_path
+from autogemm.database.extending import Writer, check_writable, table_to_extend
 from autogemm.device import Device, clocks, software_versions
-from autogemm.errors import DatabaseError, PluginWarning
+from autogemm.errors import PluginWarning
 from autogemm.finals import Bench, finals
 from autogemm.journal import begun, ended, open_storage
 from autogemm.measure import screening_saved_us
@@ -149,10 +139,10 @@ class _Run:
         versions = software_versions(device.type)
         self._environment = Environment(versions=versions, clocks=clocks_of(device))
         path = table_path(order.directory, device)
-        _check_writable(path)
-        table = _table(path, device)
+        check_writable(path)
+        table = table_to_extend(path, device)
         self._table = table
-        self.writer = _Writer(path, device, self._environment, self._beside)
+        self.writer = Writer(path, device, self._environment, self._beside)
         self._storage: optuna.storages.BaseStorage
         self._since = order.since
         self._entries: list[Entry] = []
@@ -350,45 +340,6 @@ def space_digest(problem: Problem, device: Device) -> str:
 # ------------------------------------------------------------------------------ small parts
 
 
-class _Writer:
-    """Merges finished entries into the table, a few seconds' worth at a time.
-
-    What a kill takes with it is a few finals: the journal holds the measurements.
-    """
-
-    _EVERY_S = 5.0
-
-    def __init__(
-        self, path: Path, device: Device, environment: Environment,
-        beside: Callable[[Entry, Table], Entry],
-    ) -> None:  # fmt: skip
-        self._where = (path, device, environment)
-        self._beside = beside
-        self._waiting: list[tuple[Entry, Callable[[], None]]] = []
-        self._last = time.monotonic()
-
-    def add(self, entry: Entry, written: Callable[[], None]) -> None:
-        """Write an entry soon, and call ``written`` then."""
-        self._waiting.append((entry, written))
-        if time.monotonic() - self._last > self._EVERY_S:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            entries = [entry for entry, _ in self._waiting]
-            merge_table(*self._where, entries, beside=self._beside)
-            for _, written in self._waiting:
-                written()
-            self._waiting = []
-        self._last = time.monotonic()
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-
-
 def clocks_of(device: Device) -> dict[str, int]:
     """Clocks seen at the start of a run, none on a CPU."""
     return clocks() if device.has_cuda else {}
@@ -398,38 +349,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         words in str(error) for words in ("can't allocate memory", "not enough memory")
     )
-
-
-def _check_writable(path: Path) -> None:
-    """Raise ``DatabaseError`` where a table could not be written after all the measuring."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise DatabaseError(
-            f"{path.parent}: tables cannot be written there ({error.strerror}); name a writable "
-            "directory with --db."
-        ) from None
-
-
-def _table(path: Path, device: Device) -> Table:
-    """The table; an empty one where it is missing or damaged (merging keeps a copy).
-
-    Raises ``DatabaseError`` where it is another device's, before anything is measured.
-    """
-    if not path.exists():
-        return Table(device=device)
-    try:
-        table = read_table(path)[0]
-    except DatabaseError:
-        return Table(device=device)
-    if table.device != device:
-        raise DatabaseError(
-            f"{path}: holds the results of {table.device}, not of {device}; name another "
-            "directory with --db."
-        )
-    return table
 
 
 def _levels(problem: Problem, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -31,9 +31,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 @pytest.fixture(autouse=True)
 def _tuner_as_it_was() -> Iterator[None]:
-    before = tuner.clocks_of, tuner.STRATEGIES, tuner._Writer._EVERY_S
+    before = tuner.clocks_of, tuner.STRATEGIES, tuner.Writer._EVERY_S
     yield
-    tuner.clocks_of, tuner.STRATEGIES, tuner._Writer._EVERY_S = before
+    tuner.clocks_of, tuner.STRATEGIES, tuner.Writer._EVERY_S = before
 
 
 # ------------------------------------------------------------------------------------- kills
@@ -163,10 +163,10 @@ def test_places_that_cannot_be_written_are_told_before_anything_is_measured(
     with pytest.raises(DatabaseError, match="--storage"):
         faults.run_tuner(tmp_path, journal="file/below/trials.journal")
     with pytest.raises(DatabaseError, match="tables cannot be written there"):
-        tuner._check_writable(below_a_file / "table.yaml")
+        tuner.check_writable(below_a_file / "table.yaml")
     if Path("/proc/self").is_dir():  # read-only even for root
         with pytest.raises(DatabaseError, match="tables cannot be written there"):
-            tuner._check_writable(Path("/proc/autogemm/table.yaml"))
+            tuner.check_writable(Path("/proc/autogemm/table.yaml"))
 
 
 # ------------------------------------------------------------- tables under a running program

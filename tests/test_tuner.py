@@ -624,7 +624,7 @@ def test_what_is_killed_before_it_is_written_is_measured_again(
                 raise SystemExit("a crash")
             return super().judge(candidate, *rest)
 
-    monkeypatch.setattr(tuner._Writer, "__exit__", lambda *_: None)  # kill -9 flushes nothing
+    monkeypatch.setattr(tuner.Writer, "__exit__", lambda *_: None)  # kill -9 flushes nothing
     with pytest.raises(SystemExit):
         run(tmp_path, Mortal({FULL: 100.0, AXPBY: 200.0}), CUBE, other, again=True)
     monkeypatch.undo()

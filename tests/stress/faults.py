@@ -82,7 +82,7 @@ def run_tuner(
     """One tuning run on the invented GPU; the table is written after every problem."""
     tuner.clocks_of = lambda device: {}
     tuner.STRATEGIES = tuple(s for s in STRATEGIES if s.name != "emulated_fp32")
-    tuner._Writer._EVERY_S = 0.0
+    tuner.Writer._EVERY_S = 0.0
     order = Order(
         workloads=tuple(Workload(problem) for problem in problems),
         directory=folder / "tables",
