@@ -78,7 +78,7 @@ class Writer:
             self._waiting = []
         self._last = time.monotonic()
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
