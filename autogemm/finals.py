@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,6 +29,9 @@ from autogemm.strategies import BY_NAME, Candidate, baseline
 
 ROUNDS = 20
 """Interleaved rounds of the finals: the interval of a median needs about this many."""
+LONGEST_S = 120.0
+"""How long finals may take; where products take seconds they have fewer rounds."""
+FEWEST_ROUNDS = 6
 FINALISTS = 3
 """Candidates a level and mode send to the finals, besides the baseline and the old choice."""
 SEMIFINALISTS = 16
@@ -101,7 +104,7 @@ def finals(
             entrants.update({bases[level]: None})
         entrants.update({c: None for c in previous if c in measured and measured[c].status == "ok"})
         entrants = {c: None for c in entrants if c in measured and _runs(measured[c])}
-        times = bench.compare(list(entrants), mode, ROUNDS)
+        times = bench.compare(list(entrants), mode, _rounds(entrants, measured, mode))
         last = {c: sorted(samples)[len(samples) // 2] for c, samples in times.items()}
         stages = (last, semifinal) if has_graphs else (last,)
         measured = _as_in_the_finals(measured, stages, bases.values(), mode)
@@ -161,6 +164,14 @@ def choose(
         runner_up=runner_up,
         runner_up_ratio=None if runner_up is None else ratios[runner_up].median,
     )
+
+
+def _rounds(
+    entrants: Iterable[Candidate], measured: Mapping[Candidate, Measured], mode: str
+) -> int:
+    """How often each is timed."""
+    seconds = sum(time_of(measured[c], mode) or 0.0 for c in entrants) * 1e-6
+    return max(FEWEST_ROUNDS, min(ROUNDS, int(LONGEST_S / max(seconds, 1e-9))))
 
 
 def _ranked(able: Sequence[Measured], mode: str) -> list[Measured]:

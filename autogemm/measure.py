@@ -63,14 +63,17 @@ class Workbench:
     torch_device: torch.device
     operands: list[Operands] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    tick: Callable[[], None] = lambda: None
+    """Called between calls: who measures for long is alive all the same."""
 
     @classmethod
     @contextmanager
     def open(
-        cls, problem: Problem, device: Device, torch_device: torch.device, *, check: bool = True
-    ) -> Iterator[Workbench]:
+        cls, problem: Problem, device: Device, torch_device: torch.device, *, check: bool = True,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[Workbench]:  # fmt: skip
         """Allocate operands; free them on leaving. ``check`` prepares error references too."""
-        bench = cls(problem, device, torch_device)
+        bench = cls(problem, device, torch_device, tick=tick)
         seed = (problem.m * 1_000_003 + problem.n) * 1_000_003 + problem.k
         torch.manual_seed(seed % 2**31)
         first = make_operands(problem, torch_device, normal)
@@ -204,6 +207,7 @@ class Workbench:
         torch.cuda.synchronize()
 
         def replay() -> float:
+            self.tick()
             start = torch.cuda.Event(enable_timing=True)
             end = torch.cuda.Event(enable_timing=True)
             start.record()
@@ -222,6 +226,7 @@ class Workbench:
             calls = max(1, min(_MAX_CALLS, round(length / us)))
 
         def loop() -> float:
+            self.tick()
             self._wait()
             start = time.perf_counter()
             for i in range(calls):
@@ -237,6 +242,7 @@ class Workbench:
         self._wait()
         done, start = 0, time.perf_counter()
         while True:
+            self.tick()
             self.call(run, self.operands[done % len(self.operands)])
             done += 1
             self._wait()

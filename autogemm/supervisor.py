@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
@@ -30,6 +31,11 @@ class Restarted:
     """A worker had to be replaced."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A worker measures something that takes long."""
 
 
 class TuningFailed(RuntimeError):
@@ -111,6 +117,8 @@ def _listen(
             if pipe.poll(0.2):
                 message = pipe.recv()
                 silent_since = time.monotonic()
+                if isinstance(message, Alive):
+                    continue
                 if isinstance(message, (Outcome, BaseException)):
                     return message, heard
                 heard += 1
@@ -144,11 +152,13 @@ def _work(order: Order, device: str, pipe: Connection, stop: Any, ahead: bool) -
         def over() -> bool:
             return stop.is_set() or time.time() > order.deadline
 
+        tick = _Tick(pipe)
+
         with torch.no_grad():
             outcome = tune(
                 order,
                 identity,
-                lambda problem: Workbench.open(problem, identity, where),
+                lambda problem: Workbench.open(problem, identity, where, tick=tick),
                 pipe.send,
                 stop.is_set,
                 CompileAhead(identity, where, over) if ahead else lambda problems: None,
@@ -162,6 +172,21 @@ def _work(order: Order, device: str, pipe: Connection, stop: Any, ahead: bool) -
         if "CUDA error" in str(error):
             raise
         pipe.send(_plain(error))
+
+
+class _Tick:
+    """Says now and then that the worker is alive."""
+
+    _EVERY_S = 5.0
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._last = pipe, time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > self._EVERY_S:
+            self._last = time.monotonic()
+            with suppress(OSError):  # the supervisor is gone, and this process about to
+                self._pipe.send(Alive())
 
 
 def _die_with_the_supervisor() -> None:

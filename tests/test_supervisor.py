@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from autogemm import supervisor
 from autogemm.compile_ahead import CompileAhead
 from autogemm.database import Table, read_table
 from autogemm.shapes import read_shapes
-from autogemm.supervisor import Restarted, TuningFailed, supervise
+from autogemm.supervisor import Alive, Restarted, TuningFailed, supervise
 from autogemm.tuner import Order, Outcome
 
 ROOT = Path(autogemm.__file__).parents[1]
@@ -267,6 +268,42 @@ def test_a_worker_that_falls_silent_is_killed() -> None:
     assert told == ("said nothing for 0 s and was killed", 1)
     assert heard == ["news"]
     assert worker.done == ["kill", "join"]
+
+
+def test_a_worker_that_measures_for_long_is_not_silent() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    worker, heard = Worker(), []
+    done = threading.Event()
+
+    def beat() -> None:
+        for _ in range(8):
+            theirs.send(Alive())
+            time.sleep(0.1)
+        done.set()
+
+    threading.Thread(target=beat).start()
+    told = supervisor._listen(ours, worker, threading.Event(), heard.append, silence_s=0.5)
+    assert done.is_set()
+    assert told == ("said nothing for 0 s and was killed", 0), "and being alive is no progress"
+    assert heard == []
+
+
+def test_a_worker_says_now_and_then_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    ours, theirs = multiprocessing.Pipe()
+    tick = supervisor._Tick(theirs)
+    for after in (1.0, 3.0, 2.0, 0.1, 6.0):
+        now[0] += after
+        tick()
+    said = 0
+    while ours.poll():
+        assert isinstance(ours.recv(), Alive)
+        said += 1
+    assert said == 2
+    ours.close()
+    now[0] += 10.0
+    tick()  # nobody is there any more
 
 
 def test_a_worker_that_died_is_told_apart_from_one_that_failed_and_one_that_finished() -> None:

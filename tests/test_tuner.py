@@ -349,6 +349,37 @@ def test_where_memory_is_short_for_semifinals_the_finals_take_place(tmp_path: Pa
     assert chosen(only(outcome)) == best
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(1e-3, 20), (1.0, 20), (4.0, 10), (60.0, 6)])
+def test_products_that_take_seconds_have_fewer_rounds(
+    seconds: float, rounds: int, tmp_path: Path
+) -> None:
+    class Patient(Recording):
+        def compare(self, candidates: Sequence[Candidate], mode: str, rounds: int) -> Any:
+            asked.append((len(candidates), rounds))
+            return super().compare(candidates, mode, rounds)
+
+    asked: list[tuple[int, int]] = []
+    bench = Patient({FULL: 1e6 * seconds}, default=1e6 * seconds)
+    outcome, _ = run(tmp_path, bench, replace(CUBE, dtype=torch.float64))
+    entrants, taken = asked[-1]
+    expected = {20: 20, 10: int(120 / (entrants * seconds)), 6: 6}[rounds]
+    assert taken == expected
+    assert only(outcome).choices["highest"]["graph"].rounds == taken
+
+
+def test_a_bench_ticks_between_calls() -> None:
+    ticks: list[int] = []
+    with Workbench.open(
+        replace(CUBE, m=8, n=8, k=8, device_type="cpu"), device_of(CPU), CPU,
+        tick=lambda: ticks.append(0),
+    ) as bench:  # fmt: skip
+        bench.judge(FULL, ErrorBound(8.0, 8.0), lambda us: False)
+        before = len(ticks)
+        assert before > 5
+        bench.compare([FULL], "eager", 7)
+        assert len(ticks) >= before + 7
+
+
 def test_a_cpu_keeps_its_clocks_and_has_no_semifinals(tmp_path: Path) -> None:
     problem, here = replace(DEEP, device_type="cpu"), device_of(CPU)
     everything = candidates_for(problem, here, LEVELS)
