@@ -106,8 +106,8 @@ def finals(
         entrants = {c: None for c in entrants if c in measured and _runs(measured[c])}
         times = bench.compare(list(entrants), mode, _rounds(entrants, measured, mode))
         last = {c: sorted(samples)[len(samples) // 2] for c, samples in times.items()}
-        stages = (last, semifinal) if has_graphs else (last,)
-        measured = _as_in_the_finals(measured, stages, bases.values(), mode)
+        earlier = (semifinal, _times_in(measured, mode)) if has_graphs else ()
+        measured = _as_in_the_finals(measured, last, earlier, bases.values(), mode)
         for level in levels:
             able_there = {row.candidate for row in able[level]}
             base = bases[level]
@@ -210,30 +210,31 @@ def _by_semifinal(
     return lambda row: places.get(row.candidate, (1, 0.0))
 
 
-def _as_in_the_finals(
-    measured: Mapping[Candidate, Measured], stages: Sequence[Mapping[Candidate, float]],
-    bases: Collection[Candidate], mode: str,
-) -> dict[Candidate, Measured]:  # fmt: skip
-    """Rows whose times can be compared: clocks differ from stage to stage, the last one first.
+def _times_in(measured: Mapping[Candidate, Measured], mode: str) -> dict[Candidate, float]:
+    """Times of this mode and no other, where there are any."""
+    times = {c: r.graph_us if mode == "graph" else r.eager_us for c, r in measured.items()}
+    return {c: us for c, us in times.items() if us is not None}
 
-    A time that is not of the last stage is multiplied by what the baseline's grew by since.
+
+def _as_in_the_finals(
+    measured: Mapping[Candidate, Measured], last: Mapping[Candidate, float],
+    earlier: Sequence[Mapping[Candidate, float]], bases: Collection[Candidate], mode: str,
+) -> dict[Candidate, Measured]:  # fmt: skip
+    """Rows whose times can be compared, although clocks differ from stage to stage.
+
+    A time that is not of the ``last`` stage is multiplied by what the baseline's grew by since.
     """
-    alone = {c: time_of(row, mode) for c, row in measured.items()}
-    last = stages[0]
+    times = dict(last)
     base = next((c for c in bases if c in last), None)
-    result = dict(measured)
-    for candidate, row in measured.items():
-        us = last.get(candidate)
-        for stage in (*stages[1:], alone) if len(stages) > 1 and us is None else ():
-            then, now = stage.get(candidate), None if base is None else stage.get(base)
-            if then is not None and now:
-                us = then * last[base] / now  # type: ignore[index]
-                break
-        if us is not None and mode == "graph":
-            result[candidate] = replace(row, graph_us=us)
-        elif us is not None and (candidate in last or row.eager_us is not None):
-            result[candidate] = replace(row, eager_us=us)
-    return result
+    for stage in earlier:  # the latest first
+        if base is not None and base in stage:
+            grown = last[base] / stage[base]
+            times = {c: us * grown for c, us in stage.items()} | times
+
+    def timed(row: Measured, us: float) -> Measured:
+        return replace(row, graph_us=us) if mode == "graph" else replace(row, eager_us=us)
+
+    return {c: timed(row, times[c]) if c in times else row for c, row in measured.items()}
 
 
 def _all_take_longer(rows: Sequence[Measured], us: float) -> bool:

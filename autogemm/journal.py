@@ -7,7 +7,7 @@ the process, and a torn last line is cut off before the next run reads it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 
 from autogemm.device import Device
 from autogemm.errors import DatabaseError
+from autogemm.problem import Problem
 
 _PATIENCE_S = 5.0
 
@@ -61,6 +62,22 @@ def open_storage(storage: str | None, device: Device) -> Iterator[BaseStorage]:
         yield _opened(str(path), lambda: JournalStorage(backend))
     finally:
         lock.release()
+
+
+def study_name(
+    device: Device, problem: Problem, environment: str, space: str, levels: Sequence[str]
+) -> str:
+    """What a problem's study is called."""
+    return f"{device.slug} | {problem} | {environment} | {space} | {'+'.join(levels)}"
+
+
+def settled(storage: BaseStorage, name: str) -> float:
+    """When a study's problem was last put into the table; 0 if it never was."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return 0.0
+    return float(study.user_attrs.get("settled", 0.0))
 
 
 def begun(storage: BaseStorage, name: str, now: float) -> float:

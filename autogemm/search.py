@@ -29,6 +29,7 @@ from autogemm.database.lookup import time_of
 from autogemm.database.prediction import REACH, distance, is_noisier
 from autogemm.device import Device
 from autogemm.finals import Bench
+from autogemm.journal import study_name
 from autogemm.precision import Tolerance
 from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, Candidate
@@ -56,22 +57,6 @@ _BASELINES = ("addmm", "baddbmm")
 
 Rows = Mapping[Candidate, Measured]
 """What was measured, in the order of measuring."""
-
-
-def study_name(
-    device: Device, problem: Problem, environment: str, space: str, levels: Sequence[str]
-) -> str:
-    """What a problem's study is called."""
-    return f"{device.slug} | {problem} | {environment} | {space} | {'+'.join(levels)}"
-
-
-def settled(storage: optuna.storages.BaseStorage, name: str) -> float:
-    """When a study's problem was last put into the table; 0 if it never was."""
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        return 0.0
-    return float(study.user_attrs.get("settled", 0.0))
 
 
 class Search:

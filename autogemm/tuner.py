@@ -26,12 +26,12 @@ from autogemm.database.extending import Writer, check_writable, table_to_extend
 from autogemm.device import Device, clocks, software_versions
 from autogemm.errors import PluginWarning
 from autogemm.finals import Bench, finals
-from autogemm.journal import begun, ended, open_storage
+from autogemm.journal import begun, ended, open_storage, settled, study_name
 from autogemm.measure import screening_saved_us
 from autogemm.precision import LEVELS, ErrorBound, Tolerance
 from autogemm.problem import Problem
 from autogemm.renewal import renewed, searched_levels
-from autogemm.search import Search, chosen_in, settled, study_name
+from autogemm.search import Search, chosen_in
 from autogemm.strategies import STRATEGIES, Candidate, origin_of
 from autogemm.workloads import Workload, levels_of
 

@@ -68,6 +68,12 @@ class Host:
         )
         return None, start, None
 
+    def goes_the_long_way(self, run: Callable[..., object], *given: object) -> bool:
+        """Whether a call asks for compiled kernels, as one that is repeated does not."""
+        before = self.looked_up
+        self.calls(run, *given)
+        return self.looked_up > before
+
     def calls(self, run: Callable[..., object], *given: object) -> list[tuple[object, ...]]:
         """What a call launches."""
         self.launched, self.used = [], 0
@@ -314,9 +320,7 @@ def test_a_call_is_repeated_on_the_stream_of_its_moment_and_on_its_device_alone(
     host.calls(run, 1.5, A, B, 0.5, C, None)
     assert [host.calls(run, 1.5, A, B, 0.5, C, None)[0][3] for _ in range(2)] == [7100, 7101]
     device[0] = 8
-    before = host.looked_up
-    host.calls(run, 1.5, A, B, 0.5, C, None)
-    assert host.looked_up > before
+    assert host.goes_the_long_way(run, 1.5, A, B, 0.5, C, None)
 
 
 def test_operands_of_another_device_than_the_current_one_are_not_noted(
@@ -335,9 +339,7 @@ def test_what_torch_has_a_part_in_is_not_repeated(
     A, B, C, _ = operands("half direct", "row", "col", "row", "none")
     run = bound("half direct", A, B, C, None)
     for _ in range(3):
-        before = host.looked_up
-        host.calls(run, 1.5, A, B, 0.5, C, None)
-        assert host.looked_up > before
+        assert host.goes_the_long_way(run, 1.5, A, B, 0.5, C, None)
 
 
 @pytest.mark.parametrize("case", ["continuous", "fused", "tandem"])
@@ -384,11 +386,7 @@ def test_operands_that_lie_otherwise_go_the_long_way_once(
     other = torch.empty(96, 96, dtype=C.dtype)[:, :80]  # type: ignore[union-attr]
     into = torch.empty_like(C)  # type: ignore[arg-type]
     for c, out in ((C, None), (other, None), (C, into), (C, C), (None, None), (into, into)):
-        long_ways = []
-        for _ in range(2):
-            before = host.looked_up
-            host.calls(run, 1.5, A, B, 0.5, c, out)
-            long_ways.append(host.looked_up > before)
+        long_ways = [host.goes_the_long_way(run, 1.5, A, B, 0.5, c, out) for _ in range(2)]
         assert long_ways == ([True, False] if c is not into else [False, False])
 
 
@@ -411,9 +409,7 @@ def test_operands_that_begin_elsewhere_within_16_bytes_go_the_long_way(
     for offset in (0, 3):
         for long_way in (True, False):
             A, B, C, out = lying(**{place: offset})
-            before = host.looked_up
-            host.calls(run, 1.5, A, B, 0.5, C, out)
-            assert (host.looked_up > before) == long_way
+            assert host.goes_the_long_way(run, 1.5, A, B, 0.5, C, out) == long_way
 
 
 def test_the_result_is_new_or_what_was_given(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,9 +441,7 @@ def test_what_is_not_understood_is_not_repeated(
     split = importlib.import_module("autogemm.kernels.split")
     monkeypatch.setattr(split, "workspace", torch.empty)  # memory that nobody noted
     for _ in range(3):
-        before = host.looked_up
-        host.calls(run, 1.5, A, B, 0.5, C, None)
-        assert host.looked_up > before
+        assert host.goes_the_long_way(run, 1.5, A, B, 0.5, C, None)
 
 
 def test_a_profiler_is_told_of_launches_the_long_way(
@@ -458,9 +452,7 @@ def test_a_profiler_is_told_of_launches_the_long_way(
     run = bound("half", A, B, C, None)
     host.calls(run, 1.5, A, B, 0.5, C, None)
     monkeypatch.setattr(replay, "is_watched", lambda: True)
-    before = host.looked_up
-    host.calls(run, 1.5, A, B, 0.5, C, None)
-    assert host.looked_up > before
+    assert host.goes_the_long_way(run, 1.5, A, B, 0.5, C, None)
 
 
 def test_so_many_ways_to_lie_are_kept_and_no_more(
