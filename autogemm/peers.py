@@ -6,18 +6,21 @@ compute a problem says why, and the others go on.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from autogemm.benchmark import plain_addmm
 from autogemm.database.lookup import Evidence
-from autogemm.device import Device
+from autogemm.device import Device, software_versions
 from autogemm.dispatch import plan
 from autogemm.measure import Workbench, context_is_lost, in_turns, ratio, scalars
 from autogemm.operands import Operands
@@ -27,6 +30,7 @@ from autogemm.report import geomean, text_table
 from autogemm.strategies import Candidate, Run
 
 OURS = "autogemm"
+_BUDGET_OVER = "the budget was over"
 _ROUNDS = 25
 _AGAIN = Candidate.of("autogemm again")
 """The second half of the A/A pair."""
@@ -108,7 +112,7 @@ def compare(
         for peer in PEERS if peers is None else peers:
             reasons = peer.reasons_not(problem, device)
             if not reasons and time.time() > deadline:
-                reasons = ["the budget was over"]
+                reasons = [_BUDGET_OVER]
             if reasons:
                 unable[peer.name] = "; ".join(reasons)
                 continue
@@ -320,10 +324,60 @@ PEERS: tuple[Peer, ...] = (
 def compared(
     problems: Sequence[Problem], evidence: Evidence, device: Device, where: torch.device,
     peers: Sequence[Peer] | None = None, *, deadline: float = math.inf,
+    known: Mapping[Problem, Comparison] | None = None,
 ) -> Iterator[Comparison]:  # fmt: skip
-    """``compare`` problem after problem, until the deadline."""
+    """``compare`` problem after problem, until the deadline; what is ``known`` is not timed."""
     for problem in problems:
-        if time.time() > deadline:
-            return
-        with torch.no_grad():
-            yield compare(problem, evidence, device, where, peers, deadline=deadline)
+        if known and problem in known:
+            yield known[problem]
+        elif time.time() <= deadline:
+            with torch.no_grad():
+                yield compare(problem, evidence, device, where, peers, deadline=deadline)
+
+
+# ---------------------------------------------------------------------------------- the file
+
+
+def write(path: Path, device: Device, comparisons: Iterable[Comparison]) -> None:
+    """Write comparisons as JSON; a reader finds those of before or these."""
+    facts = {
+        "device": str(device),
+        "versions": dict(software_versions(device.type)),
+        "comparisons": [c.as_json() for c in comparisons],
+    }
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(facts, indent=1) + "\n")
+    beside.replace(path)
+
+
+def read(
+    path: Path, problems: Iterable[Problem], evidence: Evidence, device: Device,
+    peers: Sequence[Peer] | None = None,
+) -> dict[Problem, Comparison]:  # fmt: skip
+    """What of a file written on this device, with this software, need not be timed again.
+
+    That is where autogemm would run what it ran, beside the same peers. Of a file that is
+    missing, damaged, or of another machine nothing is left.
+    """
+    names = {OURS, *(peer.name for peer in (PEERS if peers is None else peers))}
+    found: dict[Problem, Comparison] = {}
+    try:
+        facts = json.loads(path.read_text())
+        here = str(device), dict(software_versions(device.type))
+        if (facts["device"], facts["versions"]) != here:
+            return {}
+        written = {one["problem"]: one for one in facts["comparisons"]}
+        for problem in problems:
+            one = written.get(str(problem))
+            if one is None or one["standings"].keys() | one["unable"].keys() != names:
+                continue
+            choice = plan(problem, Tolerance(one["level"]), device, one["mode"], evidence).candidate
+            if one["choice"] == str(choice) and _BUDGET_OVER not in one["unable"].values():
+                found[problem] = Comparison(
+                    problem=problem, level=one["level"], mode=one["mode"], choice=choice,
+                    standings={name: Standing(**s) for name, s in one["standings"].items()},
+                    unable=one["unable"], aa=one["aa"],
+                )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return found

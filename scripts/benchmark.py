@@ -50,7 +50,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: the GPU if there is one)")
     parser.add_argument("--db", type=Path, metavar="PATH", help="the table's file or directory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all figures there; with --peers after every problem, and what is there "
+        "already is not timed again",
+    )
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing after this")
     parser.add_argument("--sample", type=int, metavar="N", help="re-time N entries drawn at random")
     parser.add_argument("--dtype", choices=DTYPES, help="re-time entries of this type only")
@@ -66,7 +72,9 @@ def parse() -> argparse.Namespace:
         "--peers", action="store_true", help="time what a user would pick instead, side by side"
     )
     parser.add_argument(
-        "--peer", action="append", choices=[peer.name for peer in peers.PEERS],
+        "--peer",
+        action="append",
+        choices=[peer.name for peer in peers.PEERS],
         help="with --peers: this one only (may be repeated); some take minutes for a problem",
     )
     parser.add_argument("--preset", choices=PRESETS, help="with --peers: which problems (quick)")
@@ -74,7 +82,8 @@ def parse() -> argparse.Namespace:
         "--shapes", type=Path, metavar="FILE", help="with --peers: problems in YAML or CSV"
     )
     parser.add_argument(
-        "--overhead", action="store_true",
+        "--overhead",
+        action="store_true",
         help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
     )
     options = parser.parse_args()
@@ -186,7 +195,12 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
         random.Random(0).shuffle(problems)
         problems = problems[: options.sample]
     chosen = [p for p in peers.PEERS if options.peer is None or p.name in options.peer]
-    found = peers.compared(problems, evidence, device, where, chosen, deadline=deadline)
+    known = {}
+    if options.json and (known := peers.read(options.json, problems, evidence, device, chosen)):
+        print(f"{options.json}: {len(known)} of {len(problems)} problems were timed before")
+    found = peers.compared(
+        problems, evidence, device, where, chosen, deadline=deadline, known=known
+    )
     tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
     comparisons: list[peers.Comparison] = []
     why, code = "the budget is over", 0
@@ -195,6 +209,9 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
             found, total=len(problems), unit="problem", dynamic_ncols=True, mininterval=1
         ):
             comparisons.append(comparison)
+            known[comparison.problem] = comparison
+            if options.json:
+                peers.write(options.json, device, known.values())
     except KeyboardInterrupt:  # what was compared took minutes
         why, code = "stopped", 130
     print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
@@ -202,12 +219,7 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     if len(comparisons) < len(problems):
         print(f"{why}; {len(problems) - len(comparisons)} problems were not timed")
     if options.json:
-        facts = {
-            "device": str(device),
-            "versions": dict(software_versions(device.type)),
-            "comparisons": [c.as_json() for c in comparisons],
-        }
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        peers.write(options.json, device, known.values())
     return code
 
 

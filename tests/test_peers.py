@@ -297,6 +297,64 @@ def test_ctrl_c_keeps_what_was_compared(
     assert len(json.loads(figures.read_text())["comparisons"]) == 1
 
 
+def test_what_a_file_has_is_not_timed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared: list[int] = []
+
+    def counted(operands: Any, alpha: float, beta: float) -> Any:
+        prepared.append(operands.A.shape[1])
+        if operands.A.shape[1] == 60 and prepared.count(60) == 1:
+            raise KeyboardInterrupt
+        return plain_addmm
+
+    monkeypatch.setattr(peers, "PEERS", (Peer("counted", counted),))
+    shapes, figures = tmp_path / "shapes.yaml", tmp_path / "figures.json"
+    shapes.write_text("".join(f"- {{m: 16, n: 12, k: {k}}}\n" for k in (20, 40, 60)))
+    options = ("--peers", "--shapes", str(shapes), "--json", str(figures))
+    assert script(monkeypatch, *options) == 130
+    first = json.loads(figures.read_text())
+    assert script(monkeypatch, *options) == 0
+    assert prepared == [20, 40, 60, 60]
+    out = capsys.readouterr().out
+    assert "2 of 3 problems were timed before" in out
+    assert "the geometric mean of 3 of 3 problems" in out
+    facts = json.loads(figures.read_text())
+    assert facts["comparisons"][:2] == first["comparisons"]
+    assert len(facts["comparisons"]) == 3
+    assert [file.name for file in tmp_path.iterdir() if "json" in file.name] == [figures.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": "another"},
+        {"versions": {"torch": "0.1"}},
+        {"comparisons": "damaged"},
+        {"choice": "matmul_axpby"},
+        {"standings": {}},
+        {"unable": {"honest": "the budget was over"}},
+        {"level": "unheard of"},
+    ],
+    ids=str,
+)
+def test_comparisons_that_would_differ_are_timed_again(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "figures.json"
+    made = compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,))
+    peers.write(file, HERE, [made])
+    assert peers.read(file, [PROBLEM], NOTHING, HERE, (HONEST,)) == {PROBLEM: made}
+    assert peers.read(file, [PROBLEM], NOTHING, HERE, (HONEST, Peer("other", broken))) == {}
+    facts = json.loads(file.read_text())
+    if change.keys() <= facts.keys():
+        facts |= change
+    else:
+        facts["comparisons"][0] |= change
+    file.write_text(json.dumps(facts))
+    assert peers.read(file, [PROBLEM], NOTHING, HERE, (HONEST,)) == {}
+
+
 def test_problems_are_chosen_for_peers_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
