@@ -518,6 +518,9 @@ OURS = [
     )
     for bm, bn, slices, persistent in ((64, 64, 1, True), (16, 64, 1, False), (64, 128, 2, False))
 ]  # fmt: skip
+SKINNY = [
+    Candidate.of("skinny", bn=64, bk=32, warps=4, stages=2, slices=slices) for slices in (1, 3)
+]
 WIDE = [
     Candidate.of("matmul_axpby"),
     Candidate.of("ksplit", form="batched", chunks=3),
@@ -588,7 +591,7 @@ def test_the_guard_is_needed(
 ALL_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COMPUTED = [
     (candidate, dtype)
-    for candidate in (*TF32S, *HALVES, *PADDED, *OURS, *WIDE, *EMULATED)
+    for candidate in (*TF32S, *HALVES, *PADDED, *OURS, *SKINNY, *WIDE, *EMULATED)
     for dtype in ALL_TYPES
     if dtype in BY_NAME[candidate.strategy].dtypes
     and (candidate.kwargs.get("form") != "fused" or dtype is not torch.float64)
@@ -599,6 +602,8 @@ def taken(candidate: Candidate) -> tuple[list[str], tuple[tuple[int, int, int], 
     """Layouts of operands that a candidate takes, and sizes (m, n, k)."""
     if candidate.strategy == "emulated_fp32" and candidate.kwargs["form"] == "fused":
         return ["row", "col"], ((12, 16, 52), (36, 20, 12), (4, 8, 136))  # 16-byte aligned
+    if candidate.strategy == "skinny":
+        return ["row", "col"], ((12, 16, 52), (36, 8, 200), (4, 68, 136))
     return list(LAYOUTS), ((9, 13, 50), (33, 16, 11), (1, 5, 64))
 
 

@@ -1,0 +1,140 @@
+"""float32 products of a few rows or columns, by a kernel of our own in IEEE arithmetic.
+
+With up to sixteen rows a float32 product is bound by memory, if only it reads the large operand
+once and all multiprocessors read: cuBLAS takes up to five times as long (H200, 16 x 4096 x 4096),
+``emulated_fp32`` still has terms to make and to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from autogemm import precision
+from autogemm.device import Device
+from autogemm.precision import ErrorBound
+from autogemm.problem import Problem
+from autogemm.strategies.base import (
+    Candidate,
+    Params,
+    ParamValue,
+    Run,
+    Strategy,
+    at_least,
+    one_of,
+)
+
+_MOST = 16
+"""Rows or columns; with more, arithmetic takes longer than memory."""
+_CHUNK = 512
+"""Elements of k whose sum is added to a total (``kernels/skinny_product.py``)."""
+_TILES = (
+    (4, 256, 32, 2, 4),
+    (4, 256, 64, 4, 3),
+    (8, 256, 32, 4, 4),
+    (8, 128, 32, 2, 4),
+    (16, 128, 32, 4, 4),
+    (16, 128, 32, 4, 6),
+    (16, 128, 32, 2, 4),
+    (16, 64, 64, 2, 4),
+    (16, 256, 32, 8, 4),
+)
+"""(rows, bn, bk, warps, stages): a thread has 16 or 32 sums, so that it loads little for them."""
+_WAVES = (1, 2, 3, 4)
+"""Programs a multiprocessor that slices of k aim at."""
+
+
+class Skinny(Strategy):
+    """A program computes all rows of ``bn`` columns, ``bk`` elements of k at a time, over one of
+    ``slices`` parts of k; of a result with few columns the transpose.
+    """
+
+    name = "skinny"
+    dtypes = frozenset({torch.float32})
+    device_types = frozenset({"cuda"})
+    packages = ("triton",)
+    depends_on = ("torch", "triton")
+    min_capability = (9, 0)  # tensor descriptors
+
+    def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
+        return {
+            "bn": one_of(64, 128, 256),
+            "bk": one_of(32, 64),
+            "warps": one_of(2, 4, 8),
+            "stages": one_of(1, 2, 3, 4, 5, 6),
+            "slices": at_least(1),
+        }
+
+    def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        if min(problem.m, problem.n) > _MOST:
+            return [
+                f"computes {_MOST} rows or columns at most, not {problem.m} x {problem.n}; "
+                "with more, arithmetic takes longer than memory"
+            ]
+        if not {problem.a, problem.b} <= {"row", "col"}:
+            return ["operands are not 16-byte aligned with one contiguous extent"]
+        return []
+
+    def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
+        few, many = sorted((problem.m, problem.n))
+        for rows, bn, bk, warps, stages in _TILES:
+            if rows != _rows(few):
+                continue
+            tiles = -(-many // bn)
+            most = max(1, problem.k // (4 * bk))
+            wanted = {min(most, max(1, waves * device.units // tiles)) for waves in _WAVES}
+            for slices in sorted(wanted):
+                yield {"bn": bn, "bk": bk, "warps": warps, "stages": stages, "slices": slices}
+
+    def kin(self, candidate: Candidate) -> Candidate:
+        """Slices are a matter of degree."""
+        params = candidate.kwargs
+        return Candidate.of(self.name, **{key: params[key] for key in ("bn", "bk", "warps")})
+
+    def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
+        """As many slices as fill the device twice."""
+        params = dict(candidate.kwargs)
+        tiles = -(-max(problem.m, problem.n) // int(params["bn"]))
+        most = max(1, problem.k // (4 * int(params["bk"])))
+        params["slices"] = min(most, max(1, 2 * device.units // tiles))
+        return Candidate.of(self.name, **params)
+
+    def bound(self, problem: Problem, params: Params) -> ErrorBound:
+        # One error a term of a chunk, a chunk of a slice, and a slice; α, β and both their sums.
+        slices = int(params["slices"])
+        part = -(-problem.k // slices) + int(params["bk"])
+        terms = _CHUNK + -(-part // _CHUNK) + slices
+        return ErrorBound(5.0, precision.growth(problem.dtype, min(terms, problem.k)))
+
+    def bind(self, problem: Problem, device: Device, params: Params) -> Run:
+        from autogemm.kernels.replay import into_new
+        from autogemm.kernels.skinny_product import skinny_product
+        from autogemm.kernels.split_product import Tiling
+
+        transposed = problem.n < problem.m
+        tiling = Tiling(
+            _rows(min(problem.m, problem.n)), int(params["bn"]), int(params["bk"]),
+            int(params["warps"]), int(params["stages"]),
+        )  # fmt: skip
+        slices = int(params["slices"])
+
+        def write(
+            alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+        ) -> None:
+            if transposed:
+                A, B, out = B.t(), A.t(), out.t()
+                C = None if C is None else C.t()
+            skinny_product(alpha, A, B, beta, C, out, slices=slices, tiling=tiling)
+
+        return into_new(write)
+
+    def workspace_bytes(self, problem: Problem, params: Params) -> int:
+        slices = int(params["slices"])
+        return 4 * slices * problem.m * problem.n if slices > 1 else 0
+
+
+def _rows(few: int) -> int:
+    """Of a tile that has them all."""
+    return max(4, 1 << (few - 1).bit_length())
