@@ -60,9 +60,9 @@ class Bench(Protocol):
         ...
 
     def compare(
-        self, candidates: Sequence[Candidate], mode: str, rounds: int
+        self, candidates: Sequence[Candidate], mode: str, rounds: int, *, brief: bool = False
     ) -> dict[Candidate, list[float]]:
-        """Time candidates in turns."""
+        """Time candidates in turns; ``brief``: to rank them, which takes shorter runs."""
         ...
 
 
@@ -196,7 +196,7 @@ def _semifinal(
     field = dict.fromkeys(c for found in near.values() for c in found)
     field |= {c: None for c in bases.values() if c in measured and _runs(measured[c])}
     try:
-        times = bench.compare(list(field), mode, SEMIFINAL_ROUNDS)
+        times = bench.compare(list(field), mode, SEMIFINAL_ROUNDS, brief=True)
     except (MemoryError, torch.OutOfMemoryError):  # results of so many graphs at a time
         return {}
     return {c: sorted(samples)[len(samples) // 2] for c, samples in times.items()}

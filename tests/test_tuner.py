@@ -109,9 +109,9 @@ class Recording:
         )
 
     def compare(
-        self, candidates: Sequence[Candidate], mode: str, rounds: int
+        self, candidates: Sequence[Candidate], mode: str, rounds: int, *, brief: bool = False
     ) -> dict[Candidate, list[float]]:
-        calls = self.finals if rounds == finals.ROUNDS else self.semifinals
+        calls = self.semifinals if brief else self.finals
         calls.append((mode, tuple(candidates)))
         noise = [random.Random(i).uniform(1.0, 1.02) for i in range(rounds)]
         return {c: [self.us(c) * x for x in noise] for c in candidates}
@@ -182,12 +182,12 @@ def test_the_fastest_admissible_candidate_wins_each_level(tmp_path: Path) -> Non
 def test_graph_and_eager_times_choose_each_for_itself(tmp_path: Path) -> None:
     class Launchy(Recording):
         def compare(
-            self, candidates: Sequence[Candidate], mode: str, rounds: int
+            self, candidates: Sequence[Candidate], mode: str, rounds: int, **how: bool
         ) -> dict[Candidate, list[float]]:
             device = {c: self.us(c) for c in candidates}
             host = 50.0 if mode == "eager" else 0.0
             self.facts = {c: max(us, host) for c, us in device.items()}
-            times = super().compare(candidates, mode, rounds)
+            times = super().compare(candidates, mode, rounds, **how)
             self.facts = device
             return times
 
@@ -259,11 +259,11 @@ class Throttled(Recording):
         self.in_turns = in_turns
 
     def compare(
-        self, candidates: Sequence[Candidate], mode: str, rounds: int
+        self, candidates: Sequence[Candidate], mode: str, rounds: int, *, brief: bool = False
     ) -> dict[Candidate, list[float]]:
         alone, self.facts = self.facts, self.in_turns
         try:
-            return super().compare(candidates, mode, rounds)
+            return super().compare(candidates, mode, rounds, brief=brief)
         finally:
             self.facts = alone
 
@@ -338,10 +338,10 @@ def test_a_level_has_semifinalists_of_its_own(tmp_path: Path) -> None:
 
 def test_where_memory_is_short_for_semifinals_the_finals_take_place(tmp_path: Path) -> None:
     class Tight(Recording):
-        def compare(self, candidates: Sequence[Candidate], *rest: Any) -> Any:
+        def compare(self, candidates: Sequence[Candidate], *rest: Any, **how: bool) -> Any:
             if len(candidates) > 8:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().compare(candidates, *rest)
+            return super().compare(candidates, *rest, **how)
 
     best, *others = parts_of_k()[:9]
     bench = Tight({FULL: 100.0, best: 80.0} | dict.fromkeys(others, 85.0))
@@ -354,9 +354,11 @@ def test_products_that_take_seconds_have_fewer_rounds(
     seconds: float, rounds: int, tmp_path: Path
 ) -> None:
     class Patient(Recording):
-        def compare(self, candidates: Sequence[Candidate], mode: str, rounds: int) -> Any:
+        def compare(
+            self, candidates: Sequence[Candidate], mode: str, rounds: int, **how: bool
+        ) -> Any:
             asked.append((len(candidates), rounds))
-            return super().compare(candidates, mode, rounds)
+            return super().compare(candidates, mode, rounds, **how)
 
     asked: list[tuple[int, int]] = []
     bench = Patient({FULL: 1e6 * seconds}, default=1e6 * seconds)
@@ -378,6 +380,20 @@ def test_a_bench_ticks_between_calls() -> None:
         assert before > 5
         bench.compare([FULL], "eager", 7)
         assert len(ticks) >= before + 7
+
+
+def test_what_is_only_ranked_runs_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def eager(bench: Workbench, run: object, length: float = 1500.0) -> Callable[[], float]:
+        asked.append(length)
+        return lambda: 1.0
+
+    monkeypatch.setattr(Workbench, "eager", eager)
+    with Workbench.open(replace(CUBE, m=8, n=8, k=8, device_type="cpu"), device_of(CPU), CPU) as b:
+        b.compare([FULL], "eager", 1, brief=True)
+        b.compare([FULL], "eager", 1)
+    assert asked[0] < asked[1]
 
 
 def test_a_cpu_keeps_its_clocks_and_has_no_semifinals(tmp_path: Path) -> None:
