@@ -603,7 +603,7 @@ def taken(candidate: Candidate) -> tuple[list[str], tuple[tuple[int, int, int], 
     if candidate.strategy == "emulated_fp32" and candidate.kwargs["form"] == "fused":
         return ["row", "col"], ((12, 16, 52), (36, 20, 12), (4, 8, 136))  # 16-byte aligned
     if candidate.strategy == "skinny":
-        return ["row", "col"], ((12, 16, 52), (36, 8, 200), (4, 68, 136))
+        return ["row", "col"], ((12, 16, 52), (36, 8, 200), (4, 68, 136), (16, 64, 40))
     return list(LAYOUTS), ((9, 13, 50), (33, 16, 11), (1, 5, 64))
 
 

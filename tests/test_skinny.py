@@ -61,15 +61,14 @@ def test_all_rows_and_slices_are_added(rows: int, slices: int) -> None:
 
 @pytest.mark.parametrize("out", ["row", "col", "block", "strided"])
 @pytest.mark.parametrize("a", ["row", "col"])
-@pytest.mark.parametrize("b", ["row", "col"])
 @pytest.mark.parametrize("slices", [1, 3])
-def test_operands_and_results_lie_as_they_like(a: str, b: str, out: str, slices: int) -> None:
+def test_few_rows_and_results_lie_as_they_like(a: str, out: str, slices: int) -> None:
     m, n, k = 12, 72, 104
     A, B, C = integers(m, k), integers(k, n), integers(m, n)
     exact = -1.5 * (A.double() @ B.double()) + 2 * C.double()
     here = LAYOUTS[out](C.clone())
-    assert torch.equal(product(-1.5, LAYOUTS[a](A), LAYOUTS[b](B), 2.0, here, here, slices=slices),
-                       exact.float())  # fmt: skip
+    found = product(-1.5, LAYOUTS[a](A), B, 2.0, here, here, slices=slices)
+    assert torch.equal(found, exact.float())
 
 
 def test_a_long_sum_is_added_in_chunks() -> None:
@@ -90,6 +89,8 @@ def test_the_bound_is_kept_on_hostile_operands(name: str, transposed: bool) -> N
     A, B, C = HOSTILE[name](m, n, 72, torch.float32, seeded("skinny", name))
     truth = Truth(1.5, A, B, 0.5, C)
     A, B, C = (x.to(PLACE) for x in (A, B, C))
+    if transposed:
+        A = LAYOUTS["col"](A)
     for slices in (1, 2):
         assert serve(candidate(slices=slices), 1.5, A, B, 0.5, C.clone(), "C", truth)
 
@@ -118,7 +119,10 @@ def test_it_takes_a_few_aligned_rows_or_columns() -> None:
         problem = contiguous_problem(m, n, k, torch.float32, device_type="cuda", **layout)
         return "; ".join(STRATEGY.reasons_not(problem, GPU, PARAMS))
 
-    assert why(16, 4096, 4096) == why(4096, 16, 64) == why(1, 4096, 4096, b="col") == ""
+    assert why(16, 4096, 4096) == why(16, 4096, 64, a="col") == why(1, 4096, 4096) == ""
+    assert why(4096, 16, 64, a="col") == why(4096, 16, 64, a="col", b="col") == ""
+    assert "lies along k" in why(16, 4096, 4096, b="col")
+    assert "lies along k" in why(4096, 16, 4096)
     assert "16 rows or columns at most, not 17 x 4096" in why(17, 4096, 4096)
     assert "not 16-byte aligned" in why(16, 4095, 4096)
     half = contiguous_problem(16, 64, 64, torch.float16, device_type="cuda")
@@ -133,7 +137,8 @@ def test_it_takes_a_few_aligned_rows_or_columns() -> None:
 
 @pytest.mark.parametrize("shape", [(16, 4096, 4096), (5, 512, 100000), (300, 16, 10**6), (1, 8, 8)])
 def test_slices_fill_the_device_and_what_is_offered_can_run(shape: tuple[int, int, int]) -> None:
-    problem = contiguous_problem(*shape, torch.float32, a="col", device_type="cuda")
+    a = "row" if shape[0] < shape[1] else "col"
+    problem = contiguous_problem(*shape, torch.float32, a=a, device_type="cuda")
     offered = list(STRATEGY.space(problem, GPU))
     assert offered
     assert len({tuple(params.items()) for params in offered}) == len(offered)

@@ -27,8 +27,8 @@ CHUNK = 512
 )  # fmt: skip
 def _skinny_kernel(
     a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, alpha, beta,
-    HAS_C: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr,
+    HAS_C: tl.constexpr, A_T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(n, BN)
     slice_ = tl.program_id(0) // tiles
@@ -39,7 +39,7 @@ def _skinny_kernel(
     part = tl.zeros((BM, BN), dtype=tl.float32)
     in_chunk = 0
     for at in tl.range(first, last, BK, num_stages=STAGES):
-        x, y = load_tiles(a, b, 0, j0, at, A_T, B_T)
+        x, y = load_tiles(a, b, 0, j0, at, A_T, False)
         part = tl.dot(x, y, part, input_precision="ieee")
         in_chunk += 1
         if in_chunk == BLOCKS:
@@ -70,8 +70,8 @@ def skinny_product(
 ) -> None:
     """Write α·A·B + β·C (α·A·B where C is None) into ``out``, which may be C.
 
-    All are float32; A has no more rows than ``tiling.bm``. A and B have one contiguous extent
-    each, rows (columns) of it 16-byte aligned; C and ``out`` have any strides. ``slices`` parts
+    All are float32; A has no more rows than ``tiling.bm``, and one contiguous extent; B lies by
+    rows. Rows (columns, of A) are 16-byte aligned. C and ``out`` have any strides. ``slices`` parts
     of k are computed apart and added by a second launch.
     """
     (m, k), n = A.shape, B.shape[1]
@@ -79,7 +79,7 @@ def skinny_product(
     slices = ceil_div(k, slice_k)
     target, source = target_of(slices, C, out)
     read = target if source is None else source
-    a_t, b_t = A.stride(1) != 1, B.stride(1) != 1
+    a_t = A.stride(1) != 1
     launch(
         _skinny_kernel,
         ceil_div(n, tiling.bn) * slices,
@@ -89,7 +89,6 @@ def skinny_product(
         {
             "HAS_C": source is not None,
             "A_T": a_t,
-            "B_T": b_t,
             "BM": tiling.bm,
             "BN": tiling.bn,
             "BK": tiling.bk,
@@ -99,7 +98,7 @@ def skinny_product(
         num_warps=tiling.warps,
         descriptors=(
             described(A, a_t, tiling.bm, tiling.bk),
-            described(B, b_t, tiling.bk, tiling.bn),
+            described(B, False, tiling.bk, tiling.bn),
         ),
     )
     finish(alpha, target, slices, beta, C, out)
