@@ -35,7 +35,7 @@ COVERAGE = 0.6
 """The share of the neighbours' weight that must have measured a candidate."""
 DOUBT_PER_SPREAD = 1.0
 DOUBT_PER_DISTANCE = 0.17
-HOST_DOUBT = 1.35
+HOST_DOUBT = 1.6
 """How much dearer a candidate's host cost is taken to be than its median."""
 MARGIN = 1.03
 """A predicted win below this is left to the baseline."""
