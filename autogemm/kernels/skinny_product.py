@@ -16,7 +16,7 @@ from autogemm.kernels.operands import described, load_tiles
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split_product import Tiling
 
-CHUNK = 512
+CHUNK = 128
 """Elements of k that are summed before their sum is added to the total."""
 
 

@@ -28,7 +28,7 @@ from autogemm.strategies.base import (
 
 _MOST = 16
 """Rows or columns; with more, arithmetic takes longer than memory."""
-_CHUNK = 512
+_CHUNK = 128
 """Elements of k whose sum is added to a total (``kernels/skinny_product.py``)."""
 _TILES = (
     (4, 256, 32, 2, 4),
