@@ -21,8 +21,8 @@ from autogemm.precision import PrecisionState, current_state
 from autogemm.problem import DTYPE_NAMES, DTYPES, Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Strategy, left_out, origin_of
 
-_SIZES = ((512, 512, 4096), (513, 511, 4097))
-"""(m, n, k) that stand for all: one that is aligned in every type, one that is in none."""
+_SIZES = ((512, 512, 4096), (513, 511, 4097), (16, 512, 4096))
+"""(m, n, k) that stand for all: aligned in every type, in none, and of a few rows."""
 
 _MEANING = {
     ("float32", "highest"): "full float32 accuracy",
