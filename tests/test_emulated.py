@@ -169,6 +169,23 @@ def test_large_operands_that_lie_differently_are_split_one_after_the_other(
     splitting._cut.cache_clear()
 
 
+@pytest.mark.parametrize("chunk", [64, 128, 256, 512, 1024, 2048])
+@pytest.mark.parametrize("terms", [1, 2])
+def test_one_launch_splits_operands_that_lie_differently(chunk: int, terms: int) -> None:
+    A, B = OPERANDS["row"](assorted(13, chunk + 70)), OPERANDS["row"](assorted(chunk + 70, 12))
+    for side in sides(A, B, terms, chunk):
+        assert_split(side, chunk)
+
+
+def test_one_launch_is_for_few_elements() -> None:
+    def launches(side: int, k: int) -> int:
+        strides = ((k, 1), (side, 1))
+        return len(splitting._cut(side, side, k, 1, 1, *strides, True, True, 2, 512)[2])
+
+    assert launches(2048, 2048) == launches(512, 2048) == 1
+    assert launches(2048, 2049) == launches(3072, 3072) == 2
+
+
 @pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("chunk", [64, 128, 256, 512, 1024, 2048])
 def test_terms_and_scales_hold_stretches_of_every_length(chunk: int, terms: int) -> None:

@@ -263,6 +263,10 @@ def test_what_is_missing_is_named() -> None:
     bare = replace(GPU, packages=frozenset())
     assert "'triton'" in STRATEGY.reasons_not(problem(), bare, PARAMS)[0]
     assert "NVIDIA" in STRATEGY.reasons_not(problem(), replace(GPU, features=("rocm",)), PARAMS)[0]
+    for extent in ("m", "n", "k"):
+        long = replace(problem(), **{extent: 2**30 + 8})
+        assert "1073741824 at most" in STRATEGY.reasons_not(long, GPU, PARAMS)[0]
+        assert STRATEGY.reasons_not(replace(problem(), **{extent: 2**30}), GPU, PARAMS) == []
 
 
 def test_the_space_is_legal_small_and_seldom_empty() -> None:

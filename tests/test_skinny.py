@@ -72,14 +72,21 @@ def test_few_rows_and_results_lie_as_they_like(a: str, out: str, slices: int) ->
 
 
 def test_a_long_sum_is_added_in_chunks() -> None:
-    """One after another, ones are lost beside 2²⁴; a chunk's sum is not."""
-    k = 2 * skinny_products.CHUNK
-    A, B = torch.ones(4, k, device=PLACE), torch.ones(k, 64, device=PLACE)
-    A[:, 0] = 2.0**24
-    A[:, 1 : skinny_products.CHUNK] = 0.0
-    out = torch.full((4, 64), torch.nan, device=PLACE)
-    product(1.0, A, B, 0.0, None, out, bm=4)
-    assert (out == 2.0**24 + skinny_products.CHUNK).all()
+    """One after another, ones are lost beside 2²⁴; the sum of a chunk's is not."""
+    chunk, bk = skinny_products.CHUNK, 32
+    ones = chunk // bk  # one a block, which the interpreter adds at once
+    for before in (1, 2):  # chunks, of which the last begins with what is large
+        A = torch.zeros(4, (before + 2) * chunk, device=PLACE)
+        A[:, (before - 1) * chunk] = 2.0**24
+        A[:, before * chunk :: bk] = 1.0
+        B = torch.ones(A.shape[1], 64, device=PLACE)
+        out = torch.full((4, 64), torch.nan, device=PLACE)
+        product(1.0, A, B, 0.0, None, out, bm=4)
+        assert (out == 2.0**24 + 2 * ones).all()
+    A = torch.zeros(4, chunk, device=PLACE)  # within a chunk they are lost, one by one
+    A[:, 0], A[:, bk::bk] = 2.0**24, 1.0
+    product(1.0, A, torch.ones(chunk, 64, device=PLACE), 0.0, None, out, bm=4)
+    assert (out == 2.0**24).all()
 
 
 @pytest.mark.parametrize("name", names_for(torch.float32))
@@ -130,6 +137,13 @@ def test_it_takes_a_few_aligned_rows_or_columns() -> None:
     single = contiguous_problem(16, 64, 64, torch.float32, device_type="cuda")
     strided = replace(single, b="strided")
     assert "not 16-byte aligned" in STRATEGY.reasons_not(strided, GPU, PARAMS)[0]
+    assert why(16, 16, 64) == ""
+    assert "lies along k" in why(16, 16, 64, b="col")
+    assert why(16, 64, 2**26) == why(16, 2**30, 64) == ""
+    assert "67108864 at most" in why(16, 64, 2**26 + 4)
+    assert "1073741824, not" in why(16, 2**30 + 4, 64)
+    amd = replace(GPU, features=("rocm",))
+    assert "NVIDIA" in STRATEGY.reasons_not(single, amd, PARAMS)[0]
     older = replace(GPU, capability=(8, 0))
     assert "capability 9.0" in STRATEGY.reasons_not(single, older, PARAMS)[0]
     assert STRATEGY.reasons_not(single, GPU, {**PARAMS, "bn": 100}) == ["does not take bn=100"]
@@ -151,6 +165,8 @@ def test_slices_fill_the_device_and_what_is_offered_can_run(shape: tuple[int, in
         fitted = STRATEGY.fitted(Candidate.of("skinny", **params), problem, GPU)
         assert STRATEGY.wrong_parameters(fitted.kwargs) == []
         assert STRATEGY.kin(fitted) == STRATEGY.kin(Candidate.of("skinny", **params))
+        programs = int(fitted.kwargs["slices"]) * -(-max(shape[:2]) // int(params["bn"]))
+        assert programs <= max(2 * GPU.units, -(-max(shape[:2]) // int(params["bn"])))
     most = problem.k // 128
     largest = max(int(p["slices"]) * -(-max(shape[:2]) // int(p["bn"])) for p in offered)
     assert largest >= min(3 * GPU.units, most)
@@ -159,9 +175,13 @@ def test_slices_fill_the_device_and_what_is_offered_can_run(shape: tuple[int, in
 def test_the_bound_counts_chunks_and_slices() -> None:
     assert importlib.import_module("autogemm.strategies.skinny")._CHUNK == skinny_products.CHUNK
     problem = contiguous_problem(16, 64, 10**6, torch.float32, device_type="cuda")
-    growth = [STRATEGY.bound(problem, {**PARAMS, "slices": s}).growth for s in (1, 10, 1000)]
-    assert growth[0] > growth[1]
-    assert all(128 < g < 9000 for g in growth)
+    chunk = skinny_products.CHUNK
+    for slices in (1, 10, 1000):
+        bound = STRATEGY.bound(problem, {**PARAMS, "slices": slices})
+        part = -(-problem.k // slices)
+        assert bound.rho >= 3
+        assert bound.growth >= chunk + -(-part // chunk) + slices - 2
+        assert bound.growth <= chunk + -(-part // chunk) + slices + 1
     short = contiguous_problem(16, 64, 8, torch.float32, device_type="cuda")
     assert STRATEGY.bound(short, PARAMS).growth == 8
 

@@ -1,7 +1,7 @@
 """float32 products of a few rows or columns, by a kernel of our own in IEEE arithmetic.
 
 With up to sixteen rows a float32 product need not take longer than reading the large operand, if
-that is read once and by all multiprocessors. 16 x 4096 x 4096 takes 25 µs so, 27 by
+that is read once and by all multiprocessors. 16 x 4096 x 4096 takes 25 µs so, 26 by
 ``emulated_fp32``, which has terms to make and to check, and 82 by cuBLAS (H200).
 """
 
@@ -42,6 +42,10 @@ _TILES = (
     (16, 256, 32, 8, 4),
 )
 """(rows, bn, bk, warps, stages): a thread has 16 or 32 sums, so that it loads little for them."""
+_LONGEST = 2**26
+"""Elements of k, up to which errors of errors stay within the bound's slack."""
+_MOST_COLUMNS = 2**30
+"""Places are 32-bit."""
 _WAVES = (1, 2, 3, 4)
 """Programs a multiprocessor that slices of k aim at."""
 
@@ -68,6 +72,10 @@ class Skinny(Strategy):
         }
 
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
+        if "rocm" in device.features:
+            return ["the arithmetic of its products was studied on NVIDIA GPUs only"]
+        if problem.k > _LONGEST or max(problem.m, problem.n) > _MOST_COLUMNS:
+            return [f"k is {_LONGEST} at most and others {_MOST_COLUMNS}, not {problem}"]
         if min(problem.m, problem.n) > _MOST:
             return [
                 f"computes {_MOST} rows or columns at most, not {problem.m} x {problem.n}; "
@@ -92,7 +100,7 @@ class Skinny(Strategy):
                 yield {"bn": bn, "bk": bk, "warps": warps, "stages": stages, "slices": slices}
 
     def kin(self, candidate: Candidate) -> Candidate:
-        """Slices are a matter of degree."""
+        """Slices and stages are a matter of degree."""
         params = candidate.kwargs
         return Candidate.of(self.name, **{key: params[key] for key in ("bn", "bk", "warps")})
 

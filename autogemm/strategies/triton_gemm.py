@@ -59,6 +59,8 @@ _TILES = (
 )
 """(bm, bn, bk, warps, stages); below 64 rows the product is computed transposed."""
 
+_LONGEST = 2**30
+"""Rows, columns and elements of k: places behind the last one fit 32 bits, too."""
 _WAVES = (1, 2, 4)
 """Programs a multiprocessor that slices of k aim at."""
 _MOST_TILES = 16
@@ -112,6 +114,8 @@ class TritonGemm(Strategy):
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
         if "rocm" in device.features:
             return ["the arithmetic of its tensor cores was studied on NVIDIA GPUs only"]
+        if max(problem.m, problem.n, problem.k) > _LONGEST:
+            return [f"places are 32-bit: extents are {_LONGEST} at most, not {problem}"]
         return reasons_not_direct(problem, params) if "reads" in params else []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
