@@ -21,7 +21,8 @@ import torch
 from autogemm.benchmark import plain_addmm
 from autogemm.database.lookup import Evidence
 from autogemm.device import Device, software_versions
-from autogemm.dispatch import plan
+from autogemm.dispatch import Plan, plan
+from autogemm.errors import AutogemmError
 from autogemm.measure import Workbench, context_is_lost, in_turns, ratio, scalars
 from autogemm.operands import Operands
 from autogemm.precision import ErrorBound, Tolerance, allowance, growth
@@ -30,7 +31,6 @@ from autogemm.report import geomean, text_table
 from autogemm.strategies import Candidate, Run
 
 OURS = "autogemm"
-_BUDGET_OVER = "the budget was over"
 _ROUNDS = 25
 _AGAIN = Candidate.of("autogemm again")
 """The second half of the A/A pair."""
@@ -98,8 +98,8 @@ def compare(
     After ``deadline`` (``time.time()``) no further peer is prepared. Raises what ``autogemm``
     itself cannot do, and where the device is lost.
     """
-    mode = "graph" if device.has_cuda else "eager"
-    chosen = plan(problem, Tolerance(level), device, mode, evidence)
+    mode = _mode(device)
+    chosen = _plan(problem, level, device, evidence)
     bound = ErrorBound(allowance(level, problem.dtype), growth(problem.dtype, problem.k))
     judged: dict[str, tuple[float, str]] = {}
     unable: dict[str, str] = {}
@@ -112,7 +112,7 @@ def compare(
         for peer in PEERS if peers is None else peers:
             reasons = peer.reasons_not(problem, device)
             if not reasons and time.time() > deadline:
-                reasons = [_BUDGET_OVER]
+                reasons = ["the budget was over"]
             if reasons:
                 unable[peer.name] = "; ".join(reasons)
                 continue
@@ -138,6 +138,14 @@ def compare(
             for name, (error, outside) in judged.items()
         },
     )  # fmt: skip
+
+
+def _mode(device: Device) -> str:
+    return "graph" if device.has_cuda else "eager"
+
+
+def _plan(problem: Problem, level: str, device: Device, evidence: Evidence) -> Plan:
+    return plan(problem, Tolerance(level), device, _mode(device), evidence)
 
 
 def _in_short(problem: BaseException) -> str:
@@ -338,46 +346,96 @@ def compared(
 # ---------------------------------------------------------------------------------- the file
 
 
-def write(path: Path, device: Device, comparisons: Iterable[Comparison]) -> None:
-    """Write comparisons as JSON; a reader finds those of before or these."""
-    facts = {
-        "device": str(device),
-        "versions": dict(software_versions(device.type)),
-        "comparisons": [c.as_json() for c in comparisons],
-    }
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(facts, indent=1) + "\n")
-    beside.replace(path)
+class Figures:
+    """A file of comparisons: written after every one, and read by a run that goes on."""
 
+    def __init__(self, path: Path, device: Device) -> None:
+        """Raises ``AutogemmError`` where the file holds something else, which is not to be lost."""
+        self._path = path.resolve()  # a link stays one
+        self._head = {"device": str(device), "versions": dict(software_versions(device.type))}
+        self._rows: list[dict[str, Any]] = []
+        try:
+            if not self._path.is_file() or not (text := self._path.read_text()).strip():
+                return
+            facts = json.loads(text)
+            found = {key: facts[key] for key in self._head}
+            self._rows = [row for row in facts["comparisons"] if isinstance(row["problem"], str)]
+        except OSError as error:
+            raise AutogemmError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, LookupError, TypeError, AttributeError):
+            found = None
+        if found != self._head:
+            whose = "no comparisons" if found is None else f"those of {found}"
+            raise AutogemmError(
+                f"{path} has {whose}; expected comparisons of {self._head}, or a new file. "
+                "Name another one with --json."
+            )
 
-def read(
-    path: Path, problems: Iterable[Problem], evidence: Evidence, device: Device,
-    peers: Sequence[Peer] | None = None,
-) -> dict[Problem, Comparison]:  # fmt: skip
-    """What of a file written on this device, with this software, need not be timed again.
-
-    That is where autogemm would run what it ran, beside the same peers. Of a file that is
-    missing, damaged, or of another machine nothing is left.
-    """
-    names = {OURS, *(peer.name for peer in (PEERS if peers is None else peers))}
-    found: dict[Problem, Comparison] = {}
-    try:
-        facts = json.loads(path.read_text())
-        here = str(device), dict(software_versions(device.type))
-        if (facts["device"], facts["versions"]) != here:
-            return {}
-        written = {one["problem"]: one for one in facts["comparisons"]}
+    def known(
+        self, problems: Iterable[Problem], evidence: Evidence, device: Device,
+        peers: Sequence[Peer] | None = None, *, level: str = "highest",
+    ) -> dict[Problem, Comparison]:  # fmt: skip
+        """What need not be timed again: autogemm would run what it ran, beside the same peers."""
+        rows = {row["problem"]: row for row in self._rows}
+        chosen = PEERS if peers is None else peers
+        found = {}
         for problem in problems:
-            one = written.get(str(problem))
-            if one is None or one["standings"].keys() | one["unable"].keys() != names:
+            if (row := rows.get(str(problem))) is None:
                 continue
-            choice = plan(problem, Tolerance(one["level"]), device, one["mode"], evidence).candidate
-            if one["choice"] == str(choice) and _BUDGET_OVER not in one["unable"].values():
-                found[problem] = Comparison(
-                    problem=problem, level=one["level"], mode=one["mode"], choice=choice,
-                    standings={name: Standing(**s) for name, s in one["standings"].items()},
-                    unable=one["unable"], aa=one["aa"],
-                )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return found
+            planned = _plan(problem, level, device, evidence)
+            comparison = _compared_before(row, problem, level, planned)
+            if comparison is not None and _is_lasting(comparison, chosen, device):
+                found[problem] = comparison
+        return found
+
+    def add(self, comparison: Comparison) -> None:
+        """Write one more comparison, in place of an earlier one of its problem."""
+        row = comparison.as_json()
+        self._rows = [r for r in self._rows if r["problem"] != row["problem"]] + [row]
+        text = json.dumps({**self._head, "comparisons": self._rows}, indent=1) + "\n"
+        beside = self._path.with_name(f".{os.getpid()}.json")
+        try:
+            if self._path.exists() and not self._path.is_file():  # /dev/stdout, a pipe
+                raise OSError
+            file = beside.open("w")
+        except OSError:  # nothing can be put beside it
+            self._path.write_text(text)
+            return
+        try:
+            with file:
+                file.write(text)
+            beside.replace(self._path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _compared_before(
+    row: Mapping[str, Any], problem: Problem, level: str, planned: Plan
+) -> Comparison | None:
+    """A row of a file as a comparison, if it is one of what is planned."""
+    try:
+        if (row["level"], row["mode"], row["choice"]) != (
+            level, planned.mode, str(planned.candidate)
+        ):  # fmt: skip
+            return None
+        comparison = Comparison(
+            problem=problem, level=level, mode=planned.mode, choice=planned.candidate,
+            aa=float(row["aa"]),
+            standings={name: Standing(**s) for name, s in row["standings"].items()},
+            unable={str(name): str(why) for name, why in row["unable"].items()},
+        )  # fmt: skip
+        numbers = [x for s in comparison.standings.values() for x in (s.us, s.ratio)]
+        if OURS in comparison.standings and all(0 < x < math.inf for x in numbers):
+            return comparison
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _is_lasting(comparison: Comparison, peers: Sequence[Peer], device: Device) -> bool:
+    """Whether all of these were timed, or cannot run for a reason that another run would meet."""
+    if comparison.standings.keys() | comparison.unable.keys() != {OURS, *(p.name for p in peers)}:
+        return False
+    return all(
+        p.name in comparison.standings or p.reasons_not(comparison.problem, device) for p in peers
+    )

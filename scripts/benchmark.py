@@ -195,9 +195,16 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
         random.Random(0).shuffle(problems)
         problems = problems[: options.sample]
     chosen = [p for p in peers.PEERS if options.peer is None or p.name in options.peer]
-    known = {}
-    if options.json and (known := peers.read(options.json, problems, evidence, device, chosen)):
-        print(f"{options.json}: {len(known)} of {len(problems)} problems were timed before")
+    figures, known = None, {}
+    if options.json:
+        try:
+            figures = peers.Figures(options.json, device)
+            known = figures.known(problems, evidence, device, chosen)
+        except AutogemmError as error:
+            print(error, file=sys.stderr)
+            return 1
+        if known:
+            print(f"{options.json}: {len(known)} of {len(problems)} problems were timed before")
     found = peers.compared(
         problems, evidence, device, where, chosen, deadline=deadline, known=known
     )
@@ -209,17 +216,17 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
             found, total=len(problems), unit="problem", dynamic_ncols=True, mininterval=1
         ):
             comparisons.append(comparison)
-            known[comparison.problem] = comparison
-            if options.json:
-                peers.write(options.json, device, known.values())
+            if figures is not None and comparison.problem not in known:
+                figures.add(comparison)
     except KeyboardInterrupt:  # what was compared took minutes
         why, code = "stopped", 130
+    except OSError as error:
+        print(f"--json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
+        why, code = "stopped", 1
     print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
     print(peers.as_text(comparisons, chosen))
     if len(comparisons) < len(problems):
         print(f"{why}; {len(problems) - len(comparisons)} problems were not timed")
-    if options.json:
-        peers.write(options.json, device, known.values())
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import runpy
 import sys
 import time
@@ -19,7 +20,7 @@ from autogemm import peers
 from autogemm.benchmark import plain_addmm
 from autogemm.database.lookup import Evidence
 from autogemm.device import device_of
-from autogemm.peers import Comparison, Peer, Standing, as_text, compare, compared
+from autogemm.peers import Comparison, Figures, Peer, Standing, as_text, compare, compared
 from autogemm.problem import contiguous_problem
 from autogemm.workloads import preset
 
@@ -49,6 +50,7 @@ def broken(operands: Any, alpha: float, beta: float) -> Any:
 
 
 HONEST = Peer("honest", lambda operands, alpha, beta: plain_addmm)
+SECOND = Peer("second", lambda operands, alpha, beta: plain_addmm)
 
 
 @pytest.fixture(autouse=True)
@@ -297,6 +299,30 @@ def test_ctrl_c_keeps_what_was_compared(
     assert len(json.loads(figures.read_text())["comparisons"]) == 1
 
 
+def test_every_comparison_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, figures = tmp_path / "shapes.yaml", tmp_path / "figures.json"
+    written: list[int] = []
+
+    def counting(operands: Any, alpha: float, beta: float) -> Any:
+        text = figures.read_text()
+        written.append(len(json.loads(text)["comparisons"]) if text else 0)
+        return plain_addmm
+
+    monkeypatch.setattr(peers, "PEERS", (Peer("counting", counting),))
+    shapes.write_text("".join(f"- {{m: 16, n: 12, k: {k}}}\n" for k in (20, 40, 60)))
+    assert script(monkeypatch, "--peers", "--shapes", str(shapes), "--json", str(figures)) == 0
+    assert written == [0, 1, 2]
+
+
+def test_known_problems_are_told_although_the_budget_is_over() -> None:
+    problems = [replace(PROBLEM, k=k) for k in (301, 302, 303)]
+    known = {problems[2]: compare(problems[2], NOTHING, HERE, CPU, (HONEST,))}
+    found = compared(problems, NOTHING, HERE, CPU, (HONEST,), deadline=0.0, known=known)
+    assert list(found) == [known[problems[2]]]
+
+
 def test_what_a_file_has_is_not_timed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,34 +351,154 @@ def test_what_a_file_has_is_not_timed_again(
     assert [file.name for file in tmp_path.iterdir() if "json" in file.name] == [figures.name]
 
 
+MADE = ({"device": "another"}, {"versions": {"torch": "0.1"}}, {"comparisons": "damaged"}, {"x": 1})
+
+
+@pytest.mark.parametrize("change", MADE, ids=str)
+def test_a_file_of_another_machine_or_kind_is_refused_and_kept(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(peers, "PEERS", (HONEST,))
+    file = tmp_path / "figures.json"
+    Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,)))
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(change if "x" in change else facts | change))
+    before = file.read_text()
+    assert script(monkeypatch, "--peers", "--preset", "quick", "--json", str(file)) == 1
+    said = capsys.readouterr().err
+    assert "figures.json has" in said
+    assert "or a new file" in said
+    assert file.read_text() == before
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"device": "another"},
-        {"versions": {"torch": "0.1"}},
-        {"comparisons": "damaged"},
         {"choice": "matmul_axpby"},
         {"standings": {}},
-        {"unable": {"honest": "the budget was over"}},
-        {"level": "unheard of"},
+        {"standings": {"autogemm": {"us": 1.0}}},
+        {"standings": "damaged"},
+        {"unable": {"honest": "RuntimeError: it happens"}},
+        {"level": "high"},
+        {"mode": "graph"},
+        {"aa": "x"},
     ],
     ids=str,
 )
 def test_comparisons_that_would_differ_are_timed_again(
-    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], tmp_path: Path
 ) -> None:
-    file = tmp_path / "figures.json"
-    made = compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,))
-    peers.write(file, HERE, [made])
-    assert peers.read(file, [PROBLEM], NOTHING, HERE, (HONEST,)) == {PROBLEM: made}
-    assert peers.read(file, [PROBLEM], NOTHING, HERE, (HONEST, Peer("other", broken))) == {}
+    file, other = tmp_path / "figures.json", replace(PROBLEM, k=301)
+    for problem in (PROBLEM, other):
+        Figures(file, HERE).add(compare(problem, NOTHING, HERE, CPU, (HONEST,)))
+    both = Figures(file, HERE).known([PROBLEM, other], NOTHING, HERE, (HONEST,))
+    assert set(both) == {PROBLEM, other}
+    assert Figures(file, HERE).known([PROBLEM], NOTHING, HERE, (HONEST, SECOND)) == {}
     facts = json.loads(file.read_text())
-    if change.keys() <= facts.keys():
-        facts |= change
-    else:
-        facts["comparisons"][0] |= change
+    row = facts["comparisons"][0]
+    if "unable" in change:
+        del row["standings"]["honest"]
+    facts["comparisons"][0] = row | change
     file.write_text(json.dumps(facts))
-    assert peers.read(file, [PROBLEM], NOTHING, HERE, (HONEST,)) == {}
+    kept = Figures(file, HERE).known([PROBLEM, other], NOTHING, HERE, (HONEST,))
+    assert kept == {other: both[other]}
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, None, "x"])
+@pytest.mark.parametrize("name", ["us", "ratio"])
+def test_figures_that_are_none_are_timed_again(name: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,)))
+    facts = json.loads(file.read_text())
+    facts["comparisons"][0]["standings"]["honest"][name] = value
+    file.write_text(json.dumps(facts))
+    assert Figures(file, HERE).known([PROBLEM], NOTHING, HERE, (HONEST,)) == {}
+
+
+def test_what_a_peer_cannot_do_is_not_asked_again(tmp_path: Path) -> None:
+    never = Peer("never", broken, lambda problem, device: ["not here"])
+    Figures(tmp_path / "f", HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST, never)))
+    known = Figures(tmp_path / "f", HERE).known([PROBLEM], NOTHING, HERE, (HONEST, never))
+    assert known[PROBLEM].unable == {"never": "not here"}
+
+
+def test_comparisons_of_other_problems_and_peers_stay_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", (HONEST, SECOND))
+    file = tmp_path / "figures.json"
+    for k in (20, 40):
+        shapes = tmp_path / f"{k}.yaml"
+        shapes.write_text(f"- {{m: 16, n: 12, k: {k}}}\n")
+        assert script(monkeypatch, "--peers", "--shapes", str(shapes), "--json", str(file)) == 0
+    before = json.loads(file.read_text())
+    assert len(before["comparisons"]) == 2
+    options = ("--peers", "--shapes", str(shapes), "--json", str(file), "--budget", "1e-9")
+    assert script(monkeypatch, *options, "--peer", "second") == 0
+    assert json.loads(file.read_text()) == before
+    assert script(monkeypatch, *options[:-2], "--peer", "second") == 0
+    rows = json.loads(file.read_text())["comparisons"]
+    assert [len(row["standings"]) for row in rows] == [3, 2]
+
+
+def test_a_link_and_what_is_no_file_are_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,))
+    link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    Figures(link, HERE).add(made)
+    assert link.is_symlink()
+    assert len(json.loads(file.read_text())["comparisons"]) == 1
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    Figures(pipe, HERE).add(made)
+    assert json.loads(os.read(reader, 2**20))["device"] == str(HERE)
+    os.close(reader)
+    assert pipe.is_fifo()
+    long = tmp_path / ("x" * 250)
+    Figures(long, HERE).add(made)
+    assert len(json.loads(long.read_text())["comparisons"]) == 1
+    assert not [left.name for left in tmp_path.rglob(".*")]
+
+
+def test_a_file_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "figures.json"
+    Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,)))
+    before = file.read_text()
+
+    def stopped(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST, SECOND)))
+    assert file.read_text() == before
+    assert [left.name for left in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_cannot_be_written_is_told_with_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(peers, "PEERS", (HONEST,))
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("- {m: 16, n: 12, k: 20}\n- {m: 16, n: 12, k: 40}\n")
+    file = tmp_path / "figures.json"
+    Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,)))
+    before = file.read_text()
+    monkeypatch.setattr(Path, "replace", full)
+    options = ("--shapes", str(shapes), "--json", str(file))
+    assert script(monkeypatch, "--peers", *options) == 1
+    assert file.read_text() == before
+    said = capsys.readouterr()
+    assert "cannot be written (No space left on device)" in said.err
+    assert "the geometric mean of 1 of 1 problems" in said.out
 
 
 def test_problems_are_chosen_for_peers_alone(
