@@ -6,23 +6,19 @@ compute a problem says why, and the others go on.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from autogemm.benchmark import plain_addmm
 from autogemm.database.lookup import Evidence
-from autogemm.device import Device, software_versions
+from autogemm.device import Device
 from autogemm.dispatch import Plan, plan
-from autogemm.errors import AutogemmError
 from autogemm.measure import Workbench, context_is_lost, in_turns, ratio, scalars
 from autogemm.operands import Operands
 from autogemm.precision import ErrorBound, Tolerance, allowance, growth
@@ -99,7 +95,7 @@ def compare(
     itself cannot do, and where the device is lost.
     """
     mode = _mode(device)
-    chosen = _plan(problem, level, device, evidence)
+    chosen = planned(problem, level, device, evidence)
     bound = ErrorBound(allowance(level, problem.dtype), growth(problem.dtype, problem.k))
     judged: dict[str, tuple[float, str]] = {}
     unable: dict[str, str] = {}
@@ -144,7 +140,8 @@ def _mode(device: Device) -> str:
     return "graph" if device.has_cuda else "eager"
 
 
-def _plan(problem: Problem, level: str, device: Device, evidence: Evidence) -> Plan:
+def planned(problem: Problem, level: str, device: Device, evidence: Evidence) -> Plan:
+    """What autogemm runs where it is compared."""
     return plan(problem, Tolerance(level), device, _mode(device), evidence)
 
 
@@ -341,101 +338,3 @@ def compared(
         elif time.time() <= deadline:
             with torch.no_grad():
                 yield compare(problem, evidence, device, where, peers, deadline=deadline)
-
-
-# ---------------------------------------------------------------------------------- the file
-
-
-class Figures:
-    """A file of comparisons: written after every one, and read by a run that goes on."""
-
-    def __init__(self, path: Path, device: Device) -> None:
-        """Raises ``AutogemmError`` where the file holds something else, which is not to be lost."""
-        self._path = path.resolve()  # a link stays one
-        self._head = {"device": str(device), "versions": dict(software_versions(device.type))}
-        self._rows: list[dict[str, Any]] = []
-        try:
-            if not self._path.is_file() or not (text := self._path.read_text()).strip():
-                return
-            facts = json.loads(text)
-            found = {key: facts[key] for key in self._head}
-            self._rows = [row for row in facts["comparisons"] if isinstance(row["problem"], str)]
-        except OSError as error:
-            raise AutogemmError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, LookupError, TypeError, AttributeError):
-            found = None
-        if found != self._head:
-            whose = "no comparisons" if found is None else f"those of {found}"
-            raise AutogemmError(
-                f"{path} has {whose}; expected comparisons of {self._head}, or a new file. "
-                "Name another one with --json."
-            )
-
-    def known(
-        self, problems: Iterable[Problem], evidence: Evidence, device: Device,
-        peers: Sequence[Peer] | None = None, *, level: str = "highest",
-    ) -> dict[Problem, Comparison]:  # fmt: skip
-        """What need not be timed again: autogemm would run what it ran, beside the same peers."""
-        rows = {row["problem"]: row for row in self._rows}
-        chosen = PEERS if peers is None else peers
-        found = {}
-        for problem in problems:
-            if (row := rows.get(str(problem))) is None:
-                continue
-            planned = _plan(problem, level, device, evidence)
-            comparison = _compared_before(row, problem, level, planned)
-            if comparison is not None and _is_lasting(comparison, chosen, device):
-                found[problem] = comparison
-        return found
-
-    def add(self, comparison: Comparison) -> None:
-        """Write one more comparison, in place of an earlier one of its problem."""
-        row = comparison.as_json()
-        self._rows = [r for r in self._rows if r["problem"] != row["problem"]] + [row]
-        text = json.dumps({**self._head, "comparisons": self._rows}, indent=1) + "\n"
-        beside = self._path.with_name(f".{os.getpid()}.json")
-        try:
-            if self._path.exists() and not self._path.is_file():  # /dev/stdout, a pipe
-                raise OSError
-            file = beside.open("w")
-        except OSError:  # nothing can be put beside it
-            self._path.write_text(text)
-            return
-        try:
-            with file:
-                file.write(text)
-            beside.replace(self._path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-def _compared_before(
-    row: Mapping[str, Any], problem: Problem, level: str, planned: Plan
-) -> Comparison | None:
-    """A row of a file as a comparison, if it is one of what is planned."""
-    try:
-        if (row["level"], row["mode"], row["choice"]) != (
-            level, planned.mode, str(planned.candidate)
-        ):  # fmt: skip
-            return None
-        comparison = Comparison(
-            problem=problem, level=level, mode=planned.mode, choice=planned.candidate,
-            aa=float(row["aa"]),
-            standings={name: Standing(**s) for name, s in row["standings"].items()},
-            unable={str(name): str(why) for name, why in row["unable"].items()},
-        )  # fmt: skip
-        numbers = [x for s in comparison.standings.values() for x in (s.us, s.ratio)]
-        if OURS in comparison.standings and all(0 < x < math.inf for x in numbers):
-            return comparison
-    except (ValueError, LookupError, TypeError, AttributeError):
-        pass
-    return None
-
-
-def _is_lasting(comparison: Comparison, peers: Sequence[Peer], device: Device) -> bool:
-    """Whether all of these were timed, or cannot run for a reason that another run would meet."""
-    if comparison.standings.keys() | comparison.unable.keys() != {OURS, *(p.name for p in peers)}:
-        return False
-    return all(
-        p.name in comparison.standings or p.reasons_not(comparison.problem, device) for p in peers
-    )

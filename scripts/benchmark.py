@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from autogemm import benchmark, guard_cost, peers
+from autogemm.comparisons import Figures
 from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
 from autogemm.database.lookup import evidence_at, evidence_for
@@ -198,7 +199,7 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     figures, known = None, {}
     if options.json:
         try:
-            figures = peers.Figures(options.json, device)
+            figures = Figures(options.json, device)
             known = figures.known(problems, evidence, device, chosen)
         except AutogemmError as error:
             print(error, file=sys.stderr)

@@ -37,6 +37,7 @@ LAYERS = (
     ("tuner",),
     ("supervisor", "benchmark", "guard_cost", "overhead"),
     ("peers",),
+    ("comparisons",),
     ("grading", "verification"),
 )
 """From what everything may import to what nothing imports; a folder counts as one."""

@@ -18,9 +18,10 @@ from invented import AXPBY, CPU, FULL, GPU, always, write_for_this_cpu
 
 from autogemm import peers
 from autogemm.benchmark import plain_addmm
+from autogemm.comparisons import Figures
 from autogemm.database.lookup import Evidence
 from autogemm.device import device_of
-from autogemm.peers import Comparison, Figures, Peer, Standing, as_text, compare, compared
+from autogemm.peers import Comparison, Peer, Standing, as_text, compare, compared
 from autogemm.problem import contiguous_problem
 from autogemm.workloads import preset
 

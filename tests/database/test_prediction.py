@@ -111,6 +111,14 @@ def test_a_candidate_that_costs_the_host_more_is_not_predicted_for_small_eager_c
     assert not model(small).predict(here, HIGHEST, "eager")
 
 
+@pytest.mark.parametrize(("host", "won"), [(10.0, True), (14.0, False)])
+def test_a_candidates_host_cost_is_doubted(host: float, won: bool) -> None:
+    """Both wait for the host: the baseline 25 µs, the candidate perhaps longer than measured."""
+    small = entry(problem(128, 128, 128), {ADDMM: (10.0, 25.0), AXPBY: (4.0, host)})
+    predicted = model(small).predict(problem(128, 128, 128), HIGHEST, "eager")
+    assert [p.candidate for p in predicted] == [AXPBY] * won
+
+
 def test_a_candidate_beyond_the_tolerance_is_not_predicted() -> None:
     tf32 = Candidate.of("tf32", pad=False)
     known = entry(problem(1024, 1024, 1024), {ADDMM: (100.0, 100.0), tf32: (20.0, 20.0)})
