@@ -13,8 +13,12 @@ from autogemm.database.lookup import Evidence
 from autogemm.device import Device, software_versions
 from autogemm.dispatch import Plan
 from autogemm.errors import AutogemmError
-from autogemm.peers import OURS, PEERS, Comparison, Peer, Standing, planned
+from autogemm.peers import BUDGET_OVER, OURS, PEERS, Comparison, Peer, Standing, planned
 from autogemm.problem import Problem
+
+
+_PASSING = (BUDGET_OVER, "OutOfMemoryError", "MemoryError")
+"""How reasons begin that another run may not meet."""
 
 
 class Figures:
@@ -55,7 +59,8 @@ class Figures:
                 continue
             wanted = planned(problem, level, device, evidence)
             comparison = _compared_before(row, problem, level, wanted)
-            if comparison is not None and _is_lasting(comparison, chosen, device):
+            names = {OURS, *(peer.name for peer in chosen)}
+            if comparison is not None and _is_lasting(comparison, names):
                 found[problem] = comparison
         return found
 
@@ -103,10 +108,8 @@ def _compared_before(
     return None
 
 
-def _is_lasting(comparison: Comparison, peers: Sequence[Peer], device: Device) -> bool:
+def _is_lasting(comparison: Comparison, names: set[str]) -> bool:
     """Whether all of these were timed, or cannot run for a reason that another run would meet."""
-    if comparison.standings.keys() | comparison.unable.keys() != {OURS, *(p.name for p in peers)}:
+    if comparison.standings.keys() | comparison.unable.keys() != names:
         return False
-    return all(
-        p.name in comparison.standings or p.reasons_not(comparison.problem, device) for p in peers
-    )
+    return not any(why.startswith(_PASSING) for why in comparison.unable.values())

@@ -27,6 +27,7 @@ from autogemm.report import geomean, text_table
 from autogemm.strategies import Candidate, Run
 
 OURS = "autogemm"
+BUDGET_OVER = "the budget was over"
 _ROUNDS = 25
 _AGAIN = Candidate.of("autogemm again")
 """The second half of the A/A pair."""
@@ -108,7 +109,7 @@ def compare(
         for peer in PEERS if peers is None else peers:
             reasons = peer.reasons_not(problem, device)
             if not reasons and time.time() > deadline:
-                reasons = ["the budget was over"]
+                reasons = [BUDGET_OVER]
             if reasons:
                 unable[peer.name] = "; ".join(reasons)
                 continue

@@ -380,7 +380,8 @@ def test_a_file_of_another_machine_or_kind_is_refused_and_kept(
         {"standings": {}},
         {"standings": {"autogemm": {"us": 1.0}}},
         {"standings": "damaged"},
-        {"unable": {"honest": "RuntimeError: it happens"}},
+        {"unable": {"honest": "OutOfMemoryError: CUDA out of memory"}},
+        {"unable": {"honest": "the budget was over"}},
         {"level": "high"},
         {"mode": "graph"},
         {"aa": "x"},
@@ -419,9 +420,10 @@ def test_figures_that_are_none_are_timed_again(name: str, value: object, tmp_pat
 
 def test_what_a_peer_cannot_do_is_not_asked_again(tmp_path: Path) -> None:
     never = Peer("never", broken, lambda problem, device: ["not here"])
-    Figures(tmp_path / "f", HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST, never)))
-    known = Figures(tmp_path / "f", HERE).known([PROBLEM], NOTHING, HERE, (HONEST, never))
-    assert known[PROBLEM].unable == {"never": "not here"}
+    three = (HONEST, never, Peer("fails", broken))
+    Figures(tmp_path / "f", HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, three))
+    known = Figures(tmp_path / "f", HERE).known([PROBLEM], NOTHING, HERE, three)
+    assert known[PROBLEM].unable == {"never": "not here", "fails": "ValueError: no such luck"}
 
 
 def test_comparisons_of_other_problems_and_peers_stay_in_the_file(
