@@ -16,7 +16,6 @@ from autogemm.errors import AutogemmError
 from autogemm.peers import BUDGET_OVER, OURS, PEERS, Comparison, Peer, Standing, planned
 from autogemm.problem import Problem
 
-
 _PASSING = (BUDGET_OVER, "OutOfMemoryError", "MemoryError")
 """How reasons begin that another run may not meet."""
 
