@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from autogemm import benchmark, guard_cost, peers
+from autogemm import benchmark, eager_gap, guard_cost, peers
 from autogemm.comparisons import Figures
 from autogemm.database import find_table, read_table
 from autogemm.database.entries import Entry
@@ -65,6 +65,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mode", choices=benchmark.MODES, help="time in this way only")
     parser.add_argument(
         "--guard", action="store_true", help="what the guard of emulated float32 costs"
+    )
+    parser.add_argument(
+        "--eager-gap", action="store_true",
+        help="what eager calls of the choices at highest take beyond CUDA graphs, in turns",
     )
     parser.add_argument(
         "--regret", action="store_true", help="leave-one-out over the table; times nothing"
@@ -150,6 +154,8 @@ def run(options: argparse.Namespace) -> int:
         return show_regret(entries, dataclasses.replace(table.device, packages=packages))
     if options.guard:
         return show_guard(entries, device_of(where), where, options.budget)
+    if options.eager_gap:
+        return show_eager_gap(entries, device_of(where), where, options.budget)
     return show_times(entries, device_of(where), where, options)
 
 
@@ -305,6 +311,35 @@ def show_guard(
         return code or 1
     print("graph time of the choice at highest; the guard's share of it; one bad element (of A):")
     print(text_table(("problem", "us", "guard", *guard_cost.BAD_ELEMENTS), rows))
+    return code
+
+
+def show_eager_gap(
+    entries: list[Entry], device: Device, where: torch.device, budget: float | None
+) -> int:
+    if not device.has_cuda:
+        print("--eager-gap: a CPU has no CUDA graphs; expected a GPU", file=sys.stderr)
+        return 2
+
+    def row_of(entry: Entry) -> list[tuple[str, ...]]:
+        gap = eager_gap.eager_gap(entry, device, where)
+        if gap is None:
+            return []
+        return [
+            (
+                str(entry.problem), f"{gap.graph_us:.1f}", f"{gap.eager_us:.1f}",
+                f"{gap.eager_us / gap.graph_us - 1:+.1%}", "" if gap.eager == gap.graph else "*",
+                f"{gap.baseline_graph_us:.1f}", f"{gap.baseline_eager_us:.1f}",
+                f"{gap.baseline_eager_us / gap.baseline_graph_us - 1:+.1%}",
+                f"{gap.baseline_eager_us / gap.eager_us:.2f}",
+            )
+        ]  # fmt: skip
+
+    with torch.no_grad():
+        rows, code = collected(row_of, sorted(entries, key=lambda e: -e.problem.flops), budget)
+    head = ("problem", "graph us", "eager us", "gap", "", "addmm graph", "eager", "gap", "x addmm")
+    print(text_table(head, rows))
+    print("medians of rounds in which all four were timed; * eager calls choose differently")
     return code
 
 

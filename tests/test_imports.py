@@ -35,7 +35,7 @@ LAYERS = (
     ("search",),
     ("renewal",),
     ("tuner",),
-    ("supervisor", "benchmark", "guard_cost", "overhead"),
+    ("supervisor", "benchmark", "eager_gap", "guard_cost", "overhead"),
     ("peers",),
     ("comparisons",),
     ("grading", "verification"),
