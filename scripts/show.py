@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def main() -> int:
         print(problem, file=sys.stderr)
     entries = [entry for entry in table.entries.values() if wanted(entry, options)]
     if options.markdown:
-        print(markdown_table(entries, options.level or LEVELS))
+        text = markdown_table(entries, options.level or LEVELS)
     else:
-        print(tuning_table(entries))
+        text = tuning_table(entries)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
