@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autogemm.database.lookup import Evidence
+from autogemm.database.writing import write_text
 from autogemm.device import Device, software_versions
 from autogemm.dispatch import Plan
 from autogemm.errors import AutogemmError
@@ -18,6 +19,9 @@ from autogemm.problem import Problem
 
 _PASSING = (BUDGET_OVER, "OutOfMemoryError", "MemoryError")
 """How reasons begin that another run may not meet."""
+
+_NOTHING_BESIDE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
+"""Why there may be no second file from which the first is renewed as a whole."""
 
 
 class Figures:
@@ -68,20 +72,14 @@ class Figures:
         row = comparison.as_json()
         self._rows = [r for r in self._rows if r["problem"] != row["problem"]] + [row]
         text = json.dumps({**self._head, "comparisons": self._rows}, indent=1) + "\n"
-        beside = self._path.with_name(f".{os.getpid()}.json")
-        try:
-            if self._path.exists() and not self._path.is_file():  # /dev/stdout, a pipe
-                raise OSError
-            file = beside.open("w")
-        except OSError:  # nothing can be put beside it
-            self._path.write_text(text)
-            return
-        try:
-            with file:
-                file.write(text)
-            beside.replace(self._path)
-        finally:
-            beside.unlink(missing_ok=True)
+        if not self._path.exists() or self._path.is_file():  # and no /dev/stdout, no pipe
+            try:
+                write_text(self._path, text)
+                return
+            except OSError as error:
+                if error.errno not in _NOTHING_BESIDE:
+                    raise
+        self._path.write_text(text)
 
 
 def _compared_before(

@@ -31,6 +31,19 @@ class Gap:
     baseline_graph_us: float
     baseline_eager_us: float
 
+    def row(self) -> tuple[str, ...]:
+        """The cells below ``HEAD``; * where eager calls choose differently."""
+        base_graph, base_eager = self.baseline_graph_us, self.baseline_eager_us
+        return (
+            str(self.problem), f"{self.graph_us:.1f}", f"{self.eager_us:.1f}",
+            f"{self.eager_us / self.graph_us - 1:+.1%}", "" if self.eager == self.graph else "*",
+            f"{base_graph:.1f}", f"{base_eager:.1f}", f"{base_eager / base_graph - 1:+.1%}",
+            f"{base_eager / self.eager_us:.2f}",
+        )  # fmt: skip
+
+
+HEAD = ("problem", "graph us", "eager us", "gap", "", "addmm graph", "eager", "gap", "x addmm")
+
 
 def eager_gap(entry: Entry, device: Device, where: torch.device) -> Gap | None:
     """Time an entry's choices for graphs and for eager calls; None where one cannot run here."""

@@ -95,8 +95,8 @@ def compare(
     After ``deadline`` (``time.time()``) no further peer is prepared. Raises what ``autogemm``
     itself cannot do, and where the device is lost.
     """
-    mode = _mode(device)
     chosen = planned(problem, level, device, evidence)
+    mode = chosen.mode
     bound = ErrorBound(allowance(level, problem.dtype), growth(problem.dtype, problem.k))
     judged: dict[str, tuple[float, str]] = {}
     unable: dict[str, str] = {}
@@ -137,13 +137,10 @@ def compare(
     )  # fmt: skip
 
 
-def _mode(device: Device) -> str:
-    return "graph" if device.has_cuda else "eager"
-
-
 def planned(problem: Problem, level: str, device: Device, evidence: Evidence) -> Plan:
     """What autogemm runs where it is compared."""
-    return plan(problem, Tolerance(level), device, _mode(device), evidence)
+    mode = "graph" if device.has_cuda else "eager"
+    return plan(problem, Tolerance(level), device, mode, evidence)
 
 
 def _in_short(problem: BaseException) -> str:

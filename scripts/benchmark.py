@@ -52,9 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: the GPU if there is one)")
     parser.add_argument("--db", type=Path, metavar="PATH", help="the table's file or directory")
     parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
+        "--json", type=Path, metavar="FILE",
         help="write all figures there; with --peers after every problem, and what is there "
         "already is not timed again",
     )
@@ -77,9 +75,7 @@ def parse() -> argparse.Namespace:
         "--peers", action="store_true", help="time what a user would pick instead, side by side"
     )
     parser.add_argument(
-        "--peer",
-        action="append",
-        choices=[peer.name for peer in peers.PEERS],
+        "--peer", action="append", choices=[peer.name for peer in peers.PEERS],
         help="with --peers: this one only (may be repeated); some take minutes for a problem",
     )
     parser.add_argument("--preset", choices=PRESETS, help="with --peers: which problems (quick)")
@@ -87,8 +83,7 @@ def parse() -> argparse.Namespace:
         "--shapes", type=Path, metavar="FILE", help="with --peers: problems in YAML or CSV"
     )
     parser.add_argument(
-        "--overhead",
-        action="store_true",
+        "--overhead", action="store_true",
         help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
     )
     options = parser.parse_args()
@@ -323,22 +318,11 @@ def show_eager_gap(
 
     def row_of(entry: Entry) -> list[tuple[str, ...]]:
         gap = eager_gap.eager_gap(entry, device, where)
-        if gap is None:
-            return []
-        return [
-            (
-                str(entry.problem), f"{gap.graph_us:.1f}", f"{gap.eager_us:.1f}",
-                f"{gap.eager_us / gap.graph_us - 1:+.1%}", "" if gap.eager == gap.graph else "*",
-                f"{gap.baseline_graph_us:.1f}", f"{gap.baseline_eager_us:.1f}",
-                f"{gap.baseline_eager_us / gap.baseline_graph_us - 1:+.1%}",
-                f"{gap.baseline_eager_us / gap.eager_us:.2f}",
-            )
-        ]  # fmt: skip
+        return [] if gap is None else [gap.row()]
 
     with torch.no_grad():
         rows, code = collected(row_of, sorted(entries, key=lambda e: -e.problem.flops), budget)
-    head = ("problem", "graph us", "eager us", "gap", "", "addmm graph", "eager", "gap", "x addmm")
-    print(text_table(head, rows))
+    print(text_table(eager_gap.HEAD, rows))
     print("medians of rounds in which all four were timed; * eager calls choose differently")
     return code
 

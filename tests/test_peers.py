@@ -473,10 +473,10 @@ def test_a_file_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monke
     Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,)))
     before = file.read_text()
 
-    def stopped(self: Path, target: Path) -> Path:
+    def stopped(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", stopped)
+    monkeypatch.setattr(os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST, SECOND)))
     assert file.read_text() == before
@@ -486,7 +486,7 @@ def test_a_file_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_cannot_be_written_is_told_with_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(self: Path, target: Path) -> Path:
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(peers, "PEERS", (HONEST,))
@@ -495,7 +495,7 @@ def test_what_cannot_be_written_is_told_with_the_table(
     file = tmp_path / "figures.json"
     Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, (HONEST,)))
     before = file.read_text()
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     options = ("--shapes", str(shapes), "--json", str(file))
     assert script(monkeypatch, "--peers", *options) == 1
     assert file.read_text() == before

@@ -202,6 +202,14 @@ def tiles_of(problem: Problem, bm: int, bn: int) -> int:
     return -(-problem.m // bm) * -(-problem.n // bn)
 
 
+def filling_slices(
+    problem: Problem, device: Device, bm: int, bn: int, bk: int, waves: int
+) -> int:  # fmt: skip
+    """Slices of k, of four blocks at least, with which tiles fill the device ``waves`` times."""
+    most = max(1, problem.k // (4 * bk))
+    return min(most, max(1, waves * device.units // tiles_of(problem, bm, bn)))
+
+
 def one_of(*values: ParamValue) -> Callable[[ParamValue], bool]:
     """A parameter's test: the value is one of these, type included."""
     return lambda value: any(value == v and type(value) is type(v) for v in values)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autogemm.device import Device, software_versions
 from autogemm.problem import Problem
-from autogemm.strategies.base import Params, ParamValue, tile_of, tiles_of
+from autogemm.strategies.base import Params, ParamValue, filling_slices, tile_of, tiles_of
 
 _GLUON = "3.6"
 """Gluon is an experimental part of Triton: what is written in it runs in the version it knows."""
@@ -167,7 +167,7 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
         is_short = params["method"] == "fp16x3" and problem.k <= _SHORT
         params["chunk"] = bk if is_short else _admitted(params, problem.k)
     else:
-        params["slices"] = _filling(problem, device, bm, bn, bk, _USUAL)
+        params["slices"] = filling_slices(problem, device, bm, bn, bk, _USUAL)
     return params
 
 
@@ -268,7 +268,7 @@ def _fitted_streamed(
     params["chunk"] = max(_admitted(params, problem.k), 2 * int(params["bk"]))
     tiles, wanted = tiles_of(problem, *tile_of(params)), 1
     if tiles < device.units:
-        wanted = _filling(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
+        wanted = filling_slices(problem, device, *tile_of(params), int(params["bk"]), _USUAL)
     params["slices"] = _of_whole(int(params["chunk"]), problem.k, wanted)
     return params
 
@@ -316,7 +316,7 @@ def _chunks(form: str, method: str, k: int) -> Iterator[int]:
 
 def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list[int]:
     """Numbers of slices that fill the device, none where tiles alone do; slices are not short."""
-    return sorted({_filling(problem, device, bm, bn, bk, waves) for waves in _WAVES})
+    return sorted({filling_slices(problem, device, bm, bn, bk, waves) for waves in _WAVES})
 
 
 def _evening(tiles: int, device: Device, chunks: int) -> int:
@@ -330,8 +330,3 @@ def _evening(tiles: int, device: Device, chunks: int) -> int:
     numbers = {-(-chunks // -(-chunks // wanted)) for wanted in range(1, _MOST_EVENING + 1)}
     best = min(sorted(numbers), key=waves)
     return best if waves(best) < _WORTH_SLICING * waves(1) else 1
-
-
-def _filling(problem: Problem, device: Device, bm: int, bn: int, bk: int, waves: int) -> int:
-    most = max(1, problem.k // (4 * bk))
-    return min(most, max(1, waves * device.units // tiles_of(problem, bm, bn)))

@@ -23,6 +23,7 @@ from autogemm.strategies.base import (
     Run,
     Strategy,
     at_least,
+    filling_slices,
     one_of,
 )
 
@@ -89,14 +90,10 @@ class Skinny(Strategy):
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
-        few, many = sorted((problem.m, problem.n))
         for rows, bn, bk, warps, stages in _TILES:
-            if rows != _rows(few):
+            if rows != _rows(problem):
                 continue
-            tiles = -(-many // bn)
-            most = max(1, problem.k // (4 * bk))
-            wanted = {min(most, max(1, waves * device.units // tiles)) for waves in _WAVES}
-            for slices in sorted(wanted):
+            for slices in sorted({_slices(problem, device, bn, bk, waves) for waves in _WAVES}):
                 yield {"bn": bn, "bk": bk, "warps": warps, "stages": stages, "slices": slices}
 
     def kin(self, candidate: Candidate) -> Candidate:
@@ -107,9 +104,7 @@ class Skinny(Strategy):
     def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
         """As many slices as fill the device twice."""
         params = dict(candidate.kwargs)
-        tiles = -(-max(problem.m, problem.n) // int(params["bn"]))
-        most = max(1, problem.k // (4 * int(params["bk"])))
-        params["slices"] = min(most, max(1, 2 * device.units // tiles))
+        params["slices"] = _slices(problem, device, int(params["bn"]), int(params["bk"]), 2)
         return Candidate.of(self.name, **params)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
@@ -126,7 +121,7 @@ class Skinny(Strategy):
 
         transposed = _is_transposed(problem)
         tiling = Tiling(
-            _rows(min(problem.m, problem.n)), int(params["bn"]), int(params["bk"]),
+            _rows(problem), int(params["bn"]), int(params["bk"]),
             int(params["warps"]), int(params["stages"]),
         )  # fmt: skip
         slices = int(params["slices"])
@@ -151,6 +146,12 @@ def _is_transposed(problem: Problem) -> bool:
     return problem.n < problem.m
 
 
-def _rows(few: int) -> int:
-    """Of a tile that has them all."""
-    return max(4, 1 << (few - 1).bit_length())
+def _rows(problem: Problem) -> int:
+    """Of a tile that has all of the few."""
+    return max(4, 1 << (min(problem.m, problem.n) - 1).bit_length())
+
+
+def _slices(problem: Problem, device: Device, bn: int, bk: int, waves: int) -> int:
+    rows = _rows(problem)
+    tile = (bn, rows) if _is_transposed(problem) else (rows, bn)
+    return filling_slices(problem, device, *tile, bk, waves)

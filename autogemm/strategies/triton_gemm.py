@@ -23,6 +23,7 @@ from autogemm.strategies.base import (
     Run,
     Strategy,
     at_least,
+    filling_slices,
     one_of,
     tile_of,
     tiles_of,
@@ -126,7 +127,7 @@ class TritonGemm(Strategy):
             count = tiles_of(problem, bm, bn)
             if bm * bn < min(largest, 128 * 128) and count > _MOST_TILES * device.units:
                 continue
-            for slices in _slices(problem, device, count, bm * bn, bk):
+            for slices in _slices(problem, device, bm, bn, bk):
                 yield _params(*tile, slices, 8, False)
             if bm * bn > 128 * 128 and count > device.units:
                 yield _params(*tile, 1, 16, False)
@@ -248,11 +249,10 @@ def _resident(size: int) -> int:
     return 1 if size > 128 * 128 else 2
 
 
-def _slices(problem: Problem, device: Device, count: int, size: int, bk: int) -> list[int]:
+def _slices(problem: Problem, device: Device, bm: int, bn: int, bk: int) -> list[int]:
     """Numbers of slices that fill the device, and 1 unless that leaves most of it idle."""
-    most = max(1, problem.k // (4 * bk))
-    full = [waves * device.units // count for waves in _WAVES[: 1 + _resident(size)]]
-    found = {min(most, max(1, slices)) for slices in full}
-    if 4 * count >= device.units:
+    waves = _WAVES[: 1 + _resident(bm * bn)]
+    found = {filling_slices(problem, device, bm, bn, bk, n) for n in waves}
+    if 4 * tiles_of(problem, bm, bn) >= device.units:
         found.add(1)
     return sorted(found)
