@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
 from autogemm.kernels.launch import ceil_div, launch, registers_for_two
-from autogemm.kernels.operands import described, load_batched_tiles, load_tiles
+from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split import LOWEST_EXPONENT
@@ -64,25 +64,15 @@ def _absolute(x, down):
 
 
 @triton.jit
-def _load(a, b, a_z, b_z, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
-    """``load_tiles``; of matrices a_z and b_z of batches, unless these are None."""
-    if a_z is None:
-        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
-    else:
-        x, y = load_batched_tiles(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
-    return x, y
-
-
-@triton.jit
 def _safe_scales(
     a, b, a_z, b_z, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
     """The scales by the largest magnitudes over k in [first, last)."""
-    x, y = _load(a, b, a_z, b_z, i0, j0, first, A_T, B_T)
+    x, y = load_either(a, b, a_z, b_z, i0, j0, first, A_T, B_T)
     a_most = _largest(x, 1)
     b_most = _largest(y, 0)
     for at in tl.range(first + BK, last, BK, num_stages=2):
-        x, y = _load(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
+        x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
         a_most = tl.maximum(a_most, _largest(x, 1))
         b_most = tl.maximum(b_most, _largest(y, 0))
     return _scale(a_most), _scale(b_most)
@@ -96,7 +86,7 @@ def _weight(
     """The sum of |hi·hi| over k in [first, last)."""
     weight = tl.zeros((BM, BN), dtype=tl.float32)
     for at in tl.range(first, last, BK, num_stages=2):
-        x, y = _load(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
+        x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
         weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]), weight)
     return weight
 
@@ -110,7 +100,7 @@ def compute_tile(
     STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Write the tile at i0, j0 of the products over k in [first, last): all that a program does."""
-    x, y = _load(a_tiles, b_tiles, a_z, b_z, i0, j0, first, A_T, B_T)
+    x, y = load_either(a_tiles, b_tiles, a_z, b_z, i0, j0, first, A_T, B_T)
     a_down = _scale(_largest(x, 1))
     b_down = _scale(_largest(y, 0))
     inside = (tl.arange(0, BM) < m - i0)[:, None] & (tl.arange(0, BN) < n - j0)[None, :]
@@ -131,7 +121,7 @@ def compute_tile(
         part = tl.zeros((BM, BN), dtype=tl.float32)
         in_chunk = 0
         for at in tl.range(first, last, BK, num_stages=STAGES):
-            x, y = _load(a_tiles, b_tiles, a_z, b_z, i0, j0, at, A_T, B_T)
+            x, y = load_either(a_tiles, b_tiles, a_z, b_z, i0, j0, at, A_T, B_T)
             x *= a_down[:, None]
             y *= b_down[None, :]
             a_hi = x.to(tl.float16)

@@ -2,7 +2,8 @@
 
 Operands come through tensor descriptors, which zero what lies outside; C and the result are
 read and written by plain masked accesses, so that their leading dimensions may be odd. A
-program computes one tile (``programs`` given: one tile after another) over one slice of k.
+program computes one tile (``programs`` given: one tile after another) over one slice of k; of a
+batch (``kernels/half_batch.py``), a tile of one matrix.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 
 from autogemm.kernels.launch import ceil_div, launch, registers_for_two, workspace, written
-from autogemm.kernels.operands import described, load_tiles
+from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import tile_origin
 from autogemm.kernels.reduce import reduce_slices
 from autogemm.kernels.split_product import Tiling
@@ -23,12 +24,12 @@ _FAR_ROW = 2**31 // 256
 
 @triton.jit
 def _sum_of_products(
-    a, b, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
+    a, b, a_z, b_z, i0, j0, first, last, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     total = tl.zeros((BM, BN), dtype=tl.float32)
     for at in tl.range(first, last, BK, num_stages=STAGES):
-        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
+        x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
         total = tl.dot(x, y, total)
     return total
 
@@ -92,13 +93,15 @@ def _store_columns(
 
 
 @triton.jit
-def _tile(
-    program, a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha, beta,
+def compute_tile(
+    program, a, b, a_z, b_z, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group,
+    alpha, beta,
     HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr,
     AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
     A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
+    """All that is done for a tile; of matrices a_z and b_z of batches, unless these are None."""
     first = 0
     last = k
     if SLICED:
@@ -132,7 +135,9 @@ def _tile(
         out_row = out_row // 8 * 8
     c += row * c_row + col * c_col
     out += row * out_row + col * out_col
-    total = _sum_of_products(a, b, i0, j0, first, last, A_T, B_T, BM, BN, BK, STAGES)
+    total = _sum_of_products(
+        a, b, a_z, b_z, i0, j0, first, last, A_T, B_T, BM, BN, BK, STAGES
+    )
     read = 0.0
     if TURNED:
         _store_columns(
@@ -155,10 +160,10 @@ def _tile(
 )  # fmt: skip
 def _product_kernel(
     a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha, beta,
-    HAS_C: tl.constexpr, C_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr,
-    AHEAD: tl.constexpr, TURNED: tl.constexpr, SLICED: tl.constexpr,
-    PERSISTENT: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
+    SLICED: tl.constexpr, PERSISTENT: tl.constexpr, HAS_C: tl.constexpr, C_UNIT: tl.constexpr,
+    OUT_UNIT: tl.constexpr, ALIGNED: tl.constexpr, AHEAD: tl.constexpr, TURNED: tl.constexpr,
+    A_T: tl.constexpr, B_T: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     if PERSISTENT:
         tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
@@ -166,15 +171,15 @@ def _product_kernel(
         for tile in tl.range(
             tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES, flatten=True
         ):
-            _tile(
-                tile, a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k, group, alpha,
-                beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, AHEAD, TURNED, SLICED, A_T, B_T, BM,
-                BN, BK, STAGES, AT_ONCE,
+            compute_tile(
+                tile, a, b, None, None, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k,
+                group, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, AHEAD, TURNED, SLICED, A_T,
+                B_T, BM, BN, BK, STAGES, AT_ONCE,
             )  # fmt: skip
     else:
-        _tile(
-            tl.program_id(0), a, b, c, out, m, n, k, c_row, c_col, out_row, out_col, slice_k,
-            group, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, AHEAD, TURNED, SLICED,
+        compute_tile(
+            tl.program_id(0), a, b, None, None, c, out, m, n, k, c_row, c_col, out_row, out_col,
+            slice_k, group, alpha, beta, HAS_C, C_UNIT, OUT_UNIT, ALIGNED, AHEAD, TURNED, SLICED,
             A_T, B_T, BM, BN, BK, STAGES, AT_ONCE,
         )  # fmt: skip
 
@@ -211,13 +216,7 @@ def half_product(
         target, source = target.view(slices * result.shape[0], result.shape[1]), None
     read = result if source is None else source
     tiles = ceil_div(m, tiling.bm) * ceil_div(n, tiling.bn)
-    c_unit, out_unit = has_unit_columns(read), has_unit_columns(target)
     a_t, b_t = not is_row_major(A), not is_row_major(B)
-    large = tiling.bm * tiling.bn > 128 * 128
-    at_once = tiling.bn
-    aligned = c_unit and out_unit and is_aligned(read) and is_aligned(target)
-    if not turned:
-        at_once = min(at_once, 64 if aligned else 32)
     launch(
         _product_kernel,
         tiles * slices if programs is None or slices > 1 else min(tiles, programs),
@@ -233,25 +232,14 @@ def half_product(
         ),
         (alpha, beta) if slices == 1 else (1.0, 0.0),
         {
-            "HAS_C": source is not None,
-            "C_UNIT": c_unit,
-            "OUT_UNIT": out_unit,
-            "ALIGNED": aligned,
-            "AHEAD": source is not None and large and tiling.bm <= 128,
-            "TURNED": turned,
             "SLICED": slices > 1,
             "PERSISTENT": programs is not None and slices == 1,
-            "A_T": a_t,
-            "B_T": b_t,
-            "BM": tiling.bm,
-            "BN": tiling.bn,
-            "BK": tiling.bk,
-            "STAGES": tiling.stages,
-            "AT_ONCE": at_once,
+            **constants(
+                read, target, tiling, adds=source is not None, turned=turned, a_t=a_t, b_t=b_t
+            ),
         },
         num_warps=tiling.warps,
-        # Two programs share a multiprocessor: one is written while the other multiplies.
-        registers=registers_for_two(8) if tiling.warps == 8 and not large else None,
+        registers=registers_of(tiling),
         descriptors=(
             described(A, a_t, tiling.bm, tiling.bk),
             described(B, b_t, tiling.bk, tiling.bn),
@@ -261,6 +249,48 @@ def half_product(
         reduce_slices(alpha, target.view(slices, *result.shape), beta, addend, result)
     else:
         written(out)
+
+
+def constants(
+    read: torch.Tensor, target: torch.Tensor, tiling: Tiling, *, adds: bool, turned: bool,
+    a_t: bool, b_t: bool,
+) -> dict[str, int | bool]:  # fmt: skip
+    """What ``compute_tile`` is compiled for: C (``read``) and the result as they lie, and a tile.
+
+    ``turned``: both are given transposed. ``a_t`` and ``b_t``: operands are described transposed.
+    """
+    c_unit, out_unit = has_unit_columns(read), has_unit_columns(target)
+    aligned = c_unit and out_unit and is_aligned(read) and is_aligned(target)
+    at_once = tiling.bn
+    if not turned:
+        at_once = min(at_once, 64 if aligned else 32)
+    return {
+        "HAS_C": adds,
+        "C_UNIT": c_unit,
+        "OUT_UNIT": out_unit,
+        "ALIGNED": aligned,
+        "AHEAD": adds and _is_large(tiling) and tiling.bm <= 128,
+        "TURNED": turned,
+        "A_T": a_t,
+        "B_T": b_t,
+        "BM": tiling.bm,
+        "BN": tiling.bn,
+        "BK": tiling.bk,
+        "STAGES": tiling.stages,
+        "AT_ONCE": at_once,
+    }
+
+
+def registers_of(tiling: Tiling) -> int | None:
+    """Registers a thread, where it is to have fewer than the compiler would take.
+
+    Two programs share a multiprocessor: one is written while the other multiplies.
+    """
+    return registers_for_two(8) if tiling.warps == 8 and not _is_large(tiling) else None
+
+
+def _is_large(tiling: Tiling) -> bool:
+    return tiling.bm * tiling.bn > 128 * 128
 
 
 def is_ready(x: torch.Tensor) -> bool:
@@ -276,8 +306,8 @@ def is_ready(x: torch.Tensor) -> bool:
 
 
 def is_row_major(x: torch.Tensor) -> bool:
-    """Whether x is to be read along its rows; else along its columns."""
-    (rows, cols), (row, col) = x.shape, x.stride()
+    """Whether x, or a batch's matrices, are to be read along rows; else along columns."""
+    (rows, cols), (row, col) = x.shape[-2:], x.stride()[-2:]
     if cols == 1:
         return row != 1
     return col == 1 or (rows > 1 and row != 1)
@@ -287,10 +317,11 @@ def has_unit_columns(x: torch.Tensor, every: int = 1) -> bool:
     """Whether columns are contiguous and a tile's offsets fit 32 bits, if it has every so many-th
     row.
     """
-    row, col = x.stride()
+    row, col = x.stride()[-2:]
     return col == 1 and every * row < _FAR_ROW
 
 
 def is_aligned(x: torch.Tensor) -> bool:
     """Whether rows are whole multiples of 16 bytes, at such addresses."""
-    return x.stride(0) % 8 == 0 and x.shape[1] % 8 == 0 and x.data_ptr() % 16 == 0
+    *steps, _ = x.stride()
+    return all(s % 8 == 0 for s in steps) and x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0

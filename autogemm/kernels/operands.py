@@ -29,6 +29,16 @@ def load_batched_tiles(a, b, a_z, b_z, i0, j0, at, A_T: tl.constexpr, B_T: tl.co
     return x.T if A_T else x, y.T if B_T else y
 
 
+@triton.jit
+def load_either(a, b, a_z, b_z, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
+    """``load_tiles``; of matrices a_z and b_z of batches, unless these are None."""
+    if a_z is None:
+        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
+    else:
+        x, y = load_batched_tiles(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
+    return x, y
+
+
 def described(x: torch.Tensor, transposed: bool, rows: int, cols: int) -> TensorDescriptor:
     """The descriptor of x, or of its transpose, for tiles of x with ``rows`` and ``cols``.
 

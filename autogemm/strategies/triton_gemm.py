@@ -8,6 +8,7 @@ cuBLAS runs 16-bit products of odd sizes at 10-20 % of the speed of their aligne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ from autogemm.strategies.direct_reads import (
     tiles_for,
 )
 from autogemm.strategies.guarded import aligned_extent
+
+if TYPE_CHECKING:
+    from autogemm.kernels.split_product import Tiling
 
 _TILES = (
     (128, 256, 64, 8, 4),
@@ -84,6 +88,7 @@ class TritonGemm(Strategy):
     depends_on = ("torch", "triton")
     min_capability = (9, 0)  # tensor descriptors
     optional = frozenset({"reads"})
+    batched = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         extent = one_of(16, 32, 64, 128, 256)
@@ -117,6 +122,8 @@ class TritonGemm(Strategy):
             return ["the arithmetic of its tensor cores was studied on NVIDIA GPUs only"]
         if max(problem.m, problem.n, problem.k) > _LONGEST:
             return [f"places are 32-bit: extents are {_LONGEST} at most, not {problem}"]
+        if problem.batch > 1:
+            return _reasons_against_batch(problem, params)
         return reasons_not_direct(problem, params) if "reads" in params else []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
@@ -124,8 +131,13 @@ class TritonGemm(Strategy):
         largest = max((bm * bn for bm, bn, *_ in tiles), default=0)
         for tile in tiles:
             bm, bn, bk = tile[:3]
-            count = tiles_of(problem, bm, bn)
+            count = problem.batch * tiles_of(problem, bm, bn)
             if bm * bn < min(largest, 128 * 128) and count > _MOST_TILES * device.units:
+                continue
+            if problem.batch > 1:
+                yield _params(*tile, 1, 8, False)
+                if count > _resident(bm * bn) * device.units:
+                    yield _params(*tile, 1, 8, True)
                 continue
             for slices in _slices(problem, device, bm, bn, bk):
                 yield _params(*tile, slices, 8, False)
@@ -173,6 +185,8 @@ class TritonGemm(Strategy):
         )  # fmt: skip
         slices = int(params["slices"])
         programs = _resident(bm * bn) * device.units if params["persistent"] else None
+        if problem.batch > 1:
+            return _bind_batch(tiling, programs, transposed)
         ready = _operands(problem)
 
         def write(
@@ -190,6 +204,8 @@ class TritonGemm(Strategy):
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
+        if problem.batch > 1:
+            return 0
         if "reads" in params:
             return copied_elements(problem) * problem.itemsize
         slices = int(params["slices"])
@@ -197,6 +213,31 @@ class TritonGemm(Strategy):
             k * n if _is_unaligned(problem.b) else 0
         )
         return staged * problem.itemsize + (4 * slices * m * n if slices > 1 else 0)
+
+
+def _bind_batch(tiling: Tiling, programs: int | None, transposed: bool) -> Run:
+    from autogemm.kernels.half_batch import half_batch
+    from autogemm.kernels.replay import into_new
+
+    def write(
+        alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
+    ) -> None:
+        if transposed:
+            A, B, out = B.mT, A.mT, out.mT
+            C = None if C is None else C.mT
+        half_batch(alpha, A, B, beta, C, out, tiling=tiling, programs=programs)
+
+    return into_new(write, batched=True)
+
+
+def _reasons_against_batch(problem: Problem, params: Params) -> list[str]:
+    if params["slices"] != 1 or "reads" in params:
+        return ["k is whole in batches, and nothing is read in another way than by tiles"]
+    return [
+        f"in batches {name} is read as it lies, contiguous and aligned to 16 bytes; it is {layout}"
+        for name, layout in (("A", problem.a), ("B", problem.b))
+        if _is_unaligned(layout)
+    ]
 
 
 def _operands(problem: Problem) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
