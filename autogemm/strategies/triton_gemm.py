@@ -8,7 +8,6 @@ cuBLAS runs 16-bit products of odd sizes at 10-20 % of the speed of their aligne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -37,9 +36,6 @@ from autogemm.strategies.direct_reads import (
     tiles_for,
 )
 from autogemm.strategies.guarded import aligned_extent
-
-if TYPE_CHECKING:
-    from autogemm.kernels.split_product import Tiling
 
 _TILES = (
     (128, 256, 64, 8, 4),
@@ -169,6 +165,7 @@ class TritonGemm(Strategy):
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         if "reads" in params:
             return bind_direct(problem, params)
+        from autogemm.kernels.half_batch import half_batch
         from autogemm.kernels.half_product import half_product
         from autogemm.kernels.replay import into_new
         from autogemm.kernels.split_product import Tiling
@@ -185,8 +182,7 @@ class TritonGemm(Strategy):
         )  # fmt: skip
         slices = int(params["slices"])
         programs = _resident(bm * bn) * device.units if params["persistent"] else None
-        if problem.batch > 1:
-            return _bind_batch(tiling, programs, transposed)
+        batched = problem.batch > 1
         ready = _operands(problem)
 
         def write(
@@ -194,13 +190,16 @@ class TritonGemm(Strategy):
         ) -> None:
             A, B = ready(A, B)
             if transposed:
-                A, B, out = B.t(), A.t(), out.t()
-                C = None if C is None else C.t()
-            half_product(
-                alpha, A, B, beta, C, out, tiling=tiling, slices=slices, programs=programs
-            )
+                A, B, out = B.mT, A.mT, out.mT
+                C = None if C is None else C.mT
+            if batched:
+                half_batch(alpha, A, B, beta, C, out, tiling=tiling, programs=programs)
+            else:
+                half_product(
+                    alpha, A, B, beta, C, out, tiling=tiling, slices=slices, programs=programs
+                )
 
-        return into_new(write)
+        return into_new(write, batched=batched)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
@@ -213,21 +212,6 @@ class TritonGemm(Strategy):
             k * n if _is_unaligned(problem.b) else 0
         )
         return staged * problem.itemsize + (4 * slices * m * n if slices > 1 else 0)
-
-
-def _bind_batch(tiling: Tiling, programs: int | None, transposed: bool) -> Run:
-    from autogemm.kernels.half_batch import half_batch
-    from autogemm.kernels.replay import into_new
-
-    def write(
-        alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
-    ) -> None:
-        if transposed:
-            A, B, out = B.mT, A.mT, out.mT
-            C = None if C is None else C.mT
-        half_batch(alpha, A, B, beta, C, out, tiling=tiling, programs=programs)
-
-    return into_new(write, batched=True)
 
 
 def _reasons_against_batch(problem: Problem, params: Params) -> list[str]:
