@@ -521,6 +521,7 @@ OURS = [
 SKINNY = [
     Candidate.of("skinny", bn=64, bk=32, warps=4, stages=2, slices=slices) for slices in (1, 3)
 ]
+SHORT = [Candidate.of("short", bm=32, bn=64, bk=32, warps=2, stages=2)]
 WIDE = [
     Candidate.of("matmul_axpby"),
     Candidate.of("ksplit", form="batched", chunks=3),
@@ -591,7 +592,7 @@ def test_the_guard_is_needed(
 ALL_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COMPUTED = [
     (candidate, dtype)
-    for candidate in (*TF32S, *HALVES, *PADDED, *OURS, *SKINNY, *WIDE, *EMULATED)
+    for candidate in (*TF32S, *HALVES, *PADDED, *OURS, *SKINNY, *SHORT, *WIDE, *EMULATED)
     for dtype in ALL_TYPES
     if dtype in BY_NAME[candidate.strategy].dtypes
     and (candidate.kwargs.get("form") != "fused" or dtype is not torch.float64)
@@ -604,6 +605,8 @@ def taken(candidate: Candidate) -> tuple[list[str], tuple[tuple[int, int, int], 
         return ["row", "col"], ((12, 16, 52), (36, 20, 12), (4, 8, 136))  # 16-byte aligned
     if candidate.strategy == "skinny":
         return ["row", "col"], ((12, 16, 52), (36, 8, 200), (4, 68, 136), (16, 64, 40))
+    if candidate.strategy == "short":
+        return ["row", "col"], ((12, 16, 52), (36, 8, 100), (68, 132, 40))
     return list(LAYOUTS), ((9, 13, 50), (33, 16, 11), (1, 5, 64))
 
 

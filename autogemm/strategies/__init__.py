@@ -20,6 +20,7 @@ from autogemm.strategies.matmul_axpby import MatmulAxpby
 from autogemm.strategies.onednn import OneDNN
 from autogemm.strategies.padded import Padded
 from autogemm.strategies.plugins import ByName, Strategies
+from autogemm.strategies.short import Short
 from autogemm.strategies.skinny import Skinny
 from autogemm.strategies.tf32 import TF32
 from autogemm.strategies.triton_gemm import TritonGemm
@@ -36,6 +37,7 @@ _OWN: tuple[Strategy, ...] = (
     TF32(),
     Half(),
     Skinny(),
+    Short(),
     TritonGemm(),
     EmulatedFP32(),
     Cute(),

@@ -1,0 +1,140 @@
+"""``short``: short k in IEEE arithmetic, of matrices and of batches.
+
+Its kernel runs on a GPU as it is, elsewhere in Triton's interpreter, as ``test_kernels.py`` has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from invented import GPU
+from test_kernels import LAYOUTS, PLACE, gpu_problem, here, normal, serve
+
+from autogemm.grading.hostile import HOSTILE, names_for, seeded
+from autogemm.grading.oracle import Truth, truth_of
+from autogemm.precision import Tolerance
+from autogemm.problem import Problem, contiguous_problem
+from autogemm.strategies import BY_NAME, Candidate
+from autogemm.strategies.base import ParamValue
+
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+
+STRATEGY = BY_NAME["short"]
+PARAMS: dict[str, ParamValue] = {"bm": 32, "bn": 32, "bk": 32, "warps": 1, "stages": 1}
+TILES = [
+    Candidate.of("short", **{**PARAMS, **changed})
+    for changed in ({}, {"bm": 64, "bn": 64, "warps": 4, "stages": 2}, {"bm": 128, "bk": 64})
+]
+ORDERS = {"n": "row", "t": "col"}
+
+
+def integers(*shape: int) -> torch.Tensor:
+    """Whole numbers from -8 to 8: their products and sums are exact in float32."""
+    return (normal(*shape) * 3).round().clamp(-8, 8)
+
+
+def run(
+    alpha: float, A: torch.Tensor, B: torch.Tensor, beta: float, C: torch.Tensor | None,
+    out: torch.Tensor | None = None, how: Candidate = TILES[0],
+) -> torch.Tensor:  # fmt: skip
+    problem = gpu_problem(A, B, C, out, beta)
+    assert not STRATEGY.reasons_not(problem, here(), how.kwargs)
+    return STRATEGY.bind(problem, here(), how.kwargs)(alpha, A, B, beta, C, out)
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize("how", TILES, ids=str)
+def test_every_element_is_the_sum_of_its_products(how: Candidate, layout: str) -> None:
+    for m, n, k in ((68, 36, 32), (132, 68, 100), (4, 8, 4), (32, 32, 128), (36, 200, 52)):
+        a, b = (LAYOUTS[ORDERS[letter]] for letter in layout)
+        A, B = a(integers(m, k)), b(integers(k, n))
+        C = integers(m, n)
+        exact = (0.75 * (A.double() @ B.double()) + 0.5 * C.double()).float()
+        assert torch.equal(run(0.75, A, B, 0.5, C, how=how), exact)
+        for order in LAYOUTS.values():
+            out = order(C.clone())
+            assert torch.equal(run(0.75, A, B, 0.5, out, out, how), exact)
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize("how", TILES, ids=str)
+def test_batches_are_computed_matrix_by_matrix(how: Candidate, layout: str) -> None:
+    batch, m, n, k = 3, 36, 68, 52
+    A, B = integers(batch, m, k), integers(batch, k, n)
+    A = A.mT.contiguous().mT if layout[0] == "t" else A
+    B = B.mT.contiguous().mT if layout[1] == "t" else B
+    C = integers(batch, m, n)
+    exact = -1.5 * (A.double() @ B.double())
+    assert torch.equal(run(-1.5, A, B, 0.0, None, how=how), exact.float())
+    for addend in (C, C[:1].expand(C.shape), C[0, :1].expand(C.shape), C.mT.contiguous().mT):
+        found = run(-1.5, A, B, 2.0, addend, how=how)
+        assert torch.equal(found, (exact + 2 * addend.double()).float())
+    out = C.mT.contiguous().mT
+    assert torch.equal(run(-1.5, A, B, 2.0, out, out, how), (exact + 2 * C.double()).float())
+    for a, b in ((A[1:2].expand(A.shape), B), (A, B[2:].expand(B.shape))):
+        found = run(1.0, a, b, 0.0, None, how=how)
+        assert torch.equal(found, (a.double() @ b.double()).float())
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 3e38])
+def test_a_bad_element_reaches_its_row_and_no_other_matrix(value: float) -> None:
+    """Tiles reach beyond a matrix's rows, columns and k: what follows it in memory is another."""
+    for layout in ("nn", "tt"):
+        A, B = normal(3, 36, 52), normal(3, 52, 40)
+        if layout == "tt":
+            A, B = A.mT.contiguous().mT, B.mT.contiguous().mT
+        good = run(1.0, A, B, 0.0, None)
+        A[1, 5, 51], B[1, 51, 3] = value, 0.0
+        bad = run(1.0, A, B, 0.0, None)
+        assert torch.equal(bad[::2], good[::2])
+        others = torch.arange(36, device=PLACE) != 5
+        columns = torch.arange(40, device=PLACE) != 3
+        assert torch.equal(bad[1][others][:, columns], good[1][others][:, columns])
+        truth = truth_of(1.0, A.cpu(), B.cpu(), 0.0, None)
+        problem = gpu_problem(A, B, None, None, 0.0)
+        truth.check(bad.cpu(), STRATEGY.bound(problem, PARAMS))
+
+
+@pytest.mark.parametrize("name", names_for(torch.float32))
+def test_the_bound_is_kept_on_hostile_operands(name: str) -> None:
+    A, B, C = HOSTILE[name](36, 20, 72, torch.float32, seeded("short", name))
+    truth = Truth(1.5, A, B, 0.5, C)
+    A, B, C = (x.to(PLACE) for x in (A, B, C))
+    for how in TILES[:2]:
+        assert serve(how, 1.5, A, B, 0.5, C.clone(), "C", truth)
+
+
+# ------------------------------------------------------------------------------ the strategy
+
+
+def problem_of(m: int, n: int, k: int, batch: int = 1) -> Problem:
+    return contiguous_problem(m, n, k, torch.float32, device_type="cuda", batch=batch)
+
+
+def test_it_takes_short_k_and_aligned_operands() -> None:
+    def why(problem: Problem) -> str:
+        return "; ".join(STRATEGY.reasons_not(problem, GPU, PARAMS))
+
+    assert why(problem_of(200000, 64, 64)) == why(problem_of(32, 32, 32, 1024)) == ""
+    assert "k is 128 at most" in why(problem_of(200000, 64, 132))
+    assert "not 16-byte aligned" in why(problem_of(200000, 64, 63))
+    assert "not 16-byte aligned" in why(replace(problem_of(64, 64, 64), b="strided"))
+    half = contiguous_problem(64, 64, 64, torch.float16, device_type="cuda")
+    assert "computes float32" in STRATEGY.reasons_not(half, GPU, PARAMS)[0]
+
+
+def test_its_space_is_what_memory_bounds() -> None:
+    small = STRATEGY.candidates(problem_of(32, 32, 32, 1024), GPU)
+    assert {(c.kwargs["bm"], c.kwargs["bn"], c.kwargs["bk"]) for c in small} == {(32, 32, 32)}
+    tall = STRATEGY.candidates(problem_of(200000, 64, 64), GPU)
+    assert {c.kwargs["bn"] for c in tall} == {32, 64}
+    assert not STRATEGY.candidates(problem_of(4096, 4096, 64), GPU), "bound by arithmetic"
+    assert not STRATEGY.candidates(problem_of(4096, 4096, 4096), GPU)
+
+
+def test_its_bound_is_within_the_level() -> None:
+    problem = problem_of(200000, 64, 128)
+    bound = STRATEGY.bound(problem, PARAMS)
+    assert Tolerance("highest").admits(bound, problem.dtype, problem.k)
