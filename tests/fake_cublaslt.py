@@ -14,6 +14,7 @@ import time
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import pytest
@@ -58,6 +59,18 @@ def words(address: int, kind: Any, count: int = 1) -> list[Any]:
     return list((kind * count).from_address(address))
 
 
+@dataclass
+class Layout:
+    """What ``cublasLtMatrixLayout_t`` holds."""
+
+    dtype: int
+    rows: int
+    cols: int
+    lead: int
+    count: int = 1
+    step: int = 0
+
+
 class Bindings(types.ModuleType):
     """``nvmath.bindings.cublasLt``, as far as autogemm uses it."""
 
@@ -96,7 +109,12 @@ class Bindings(types.ModuleType):
 
     def matrix_layout_create(self, dtype: int, rows: int, cols: int, lead: int) -> int:
         need(lead >= rows >= 1 and cols >= 1, f"a leading dimension of {lead} for {rows} rows")
-        return self._new((dtype, rows, cols, lead))
+        return self._new(Layout(dtype, rows, cols, lead))
+
+    def matrix_layout_set_attribute(self, which: int, attribute: int, at: int, size: int) -> None:
+        name, kind = {5: ("count", ctypes.c_int32), 6: ("step", ctypes.c_int64)}[attribute]
+        need(ctypes.sizeof(kind) == size, "size")
+        setattr(self.alive[which], name, words(at, kind)[0])
 
     def matmul_preference_create(self) -> int:
         return self._new({})
@@ -165,21 +183,26 @@ class Bindings(types.ModuleType):
     ) -> None:
         fields = self._fields(algo)
         self._shapes(desc, a, b, c, d)
-        _, m, n, _ = self.alive[d]
         need(fields["algo"] != REFUSED, "not this problem")
         need(fields["tile"] in TILES and fields["stages"] in STAGES, "no such tile")
         need(fields["swizzle"] <= 1 and fields["custom"] <= 3, "no such option")
         need(fields["cluster"] in (0, 2, 3), "no such cluster")
         need((fields["split_k"] > 1) == (fields["reduction"] != 0), "a split without a scheme")
         if fields["algo"] == ALIGNED_ONLY:
-            need(all(self.alive[x][3] * self._size(x) % 16 == 0 for x in (a, b, c, d)), "alignment")
+            need(all(self.alive[x].lead * self._size(x) % 16 == 0 for x in (a, b, c, d)), "lead")
         parts = fields["split_k"] if fields["split_k"] > 1 else 0
         edge = Bindings.MatmulTile(fields["tile"]).name.split("_")[1].split("x")
-        waves = math.ceil(m / int(edge[0])) * math.ceil(n / int(edge[1])) * max(parts, 1) / UNITS
-        self._result(result, fields, parts * m * n * 4, waves)
+        out = self.alive[d]
+        tiles = math.ceil(out.rows / int(edge[0])) * math.ceil(out.cols / int(edge[1]))
+        waves = tiles * out.count * max(parts, 1) / UNITS
+        self._result(result, fields, self._workspace(d, fields), waves)
+
+    def _workspace(self, d: int, fields: dict[str, int]) -> int:
+        _, m, n, _, count, _ = astuple(self.alive[d])
+        return count * m * n * 4 * (fields["split_k"] if fields["split_k"] > 1 else 0)
 
     def _size(self, layout: int) -> int:
-        return DTYPES[self.alive[layout][0]].itemsize
+        return DTYPES[self.alive[layout].dtype].itemsize
 
     def _result(self, at: int, fields: dict[str, int], workspace: int, waves: float) -> None:
         self._write(at, fields)
@@ -204,18 +227,20 @@ class Bindings(types.ModuleType):
             ]
         configs = [x for x in configs if not x.get("reduction") or wanted[3] & x["reduction"]]
         configs = [x for x in configs if wanted[1] or x["split_k"] == 1][:count]
-        _, m, n, _ = self.alive[d]
         for i, fields in enumerate(configs):
-            parts = fields["split_k"] if fields["split_k"] > 1 else 0
-            self._result(results + 96 * i, fields, parts * m * n * 4, 1.0)
+            self._result(results + 96 * i, fields, self._workspace(d, fields), 1.0)
         ctypes.c_int32.from_address(found).value = len(configs)
 
     # --------------------------------------------------------------------- product
 
     def _shapes(self, desc: int, a: int, b: int, c: int, d: int) -> tuple[int, int, int]:
         facts = self.alive[desc]
-        types_, rows, cols, _ = zip(*(self.alive[x] for x in (a, b, c, d)), strict=True)
+        layouts = [astuple(self.alive[x]) for x in (a, b, c, d)]
+        types_, rows, cols, _, counts, steps = zip(*layouts, strict=True)
         need(len(set(types_)) == 1, "types")
+        need(len(set(counts)) == 1 and counts[0] >= 1, "one count of matrices for all")
+        need(counts[0] == 1 or steps[3] > 0, "every matrix written to the same place")
+        need(counts[0] == 1 or facts[7] != 4, "a row for a batch")
         need(facts["compute"] == COMPUTE_TYPES[types_[0]], "the compute type")
         m, k = (cols[0], rows[0]) if facts[3] else (rows[0], cols[0])
         k_too, n = (cols[1], rows[1]) if facts[4] else (rows[1], cols[1])
@@ -227,13 +252,13 @@ class Bindings(types.ModuleType):
         self, handle: int, desc: int, alpha: int, at_a: int, a: int, at_b: int, b: int, beta: int,
         at_c: int, c: int, at_d: int, d: int, algo: int, workspace: int, size: int, stream: int,
     ) -> None:  # fmt: skip
-        m, n, _ = self._shapes(desc, a, b, c, d)
+        m, _, _ = self._shapes(desc, a, b, c, d)
         facts, fields = self.alive[desc], self._fields(algo)
         need(at_c != at_d or c == d, "in place with two layouts")
-        parts = fields["split_k"] if fields["split_k"] > 1 else 0
-        need(size >= parts * m * n * 4 and bool(workspace) == bool(size), "workspace")
-        least = 16 if fields["algo"] == ALIGNED_ONLY else DTYPES[self.alive[a][0]].itemsize
-        need(not any(x % least for x in (at_a, at_b, at_c, at_d)), "a misaligned address")
+        need(size >= self._workspace(d, fields) and bool(workspace) == bool(size), "workspace")
+        least = 16 if fields["algo"] == ALIGNED_ONLY else self._size(a)
+        for x, y in ((at_a, a), (at_b, b), (at_c, c), (at_d, d)):
+            need(not (x | self.alive[y].step * self._size(y)) % least, "a misaligned address")
         time.sleep(0)  # the real one lets other threads run while it reads
         kind, count = SCALARS[facts["scale"]]
         al, be = (complex(*words(x, kind, count)) for x in (alpha, beta))
@@ -241,7 +266,7 @@ class Bindings(types.ModuleType):
         wide = torch.complex128 if D.is_complex() else torch.float64
         al, be = (x if D.is_complex() else x.real for x in (al, be))
         product = al * (
-            (A.T if facts[3] else A).to(wide) @ (B.T if facts[4] else B).to(wide)
+            (A.mT if facts[3] else A).to(wide) @ (B.mT if facts[4] else B).to(wide)
         )
         if be != 0:
             product += be * C.to(wide)
@@ -250,14 +275,17 @@ class Bindings(types.ModuleType):
             row = torch.frombuffer(memory, dtype=D.dtype)
             product += row.to(wide)[:, None]
         D.copy_(product)
-        self.calls.append({**fields, "out_of_place": at_c != at_d, "row": facts[7] == 4})
+        self.calls.append({
+            **fields, "out_of_place": at_c != at_d, "row": facts[7] == 4, "count": len(D),
+            "steps": tuple(self.alive[x].step for x in (a, b, c, d)),
+        })  # fmt: skip
 
     def _matrix(self, at: int, layout: int) -> torch.Tensor:
-        dtype, rows, cols, lead = self.alive[layout]
-        elements = lead * (cols - 1) + rows
+        dtype, rows, cols, lead, count, step = astuple(self.alive[layout])
+        elements = step * (count - 1) + lead * (cols - 1) + rows
         memory = (ctypes.c_char * (elements * DTYPES[dtype].itemsize)).from_address(at)
         flat = torch.frombuffer(memory, dtype=DTYPES[dtype])
-        return flat.as_strided((rows, cols), (1, lead))
+        return flat.as_strided((count, rows, cols), (step, 1, lead))
 
 
 @pytest.fixture

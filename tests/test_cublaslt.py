@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,11 +39,19 @@ CUBE = contiguous_problem(64, 48, 32, torch.float32)
 def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     if layout.startswith("col"):
         return laid_out(x.mT, layout.replace("col", "row")).mT
+    *batch, rows, cols = x.shape
     if layout == "row":
         return x.contiguous()
     if layout == "row_sliced":
-        return x.new_empty(x.shape[0] + 2, x.shape[1] + 5)[1:-1, 2:-3].copy_(x)
-    return x.new_empty(2 * x.shape[0], 2 * x.shape[1])[::2, ::2].copy_(x)
+        return x.new_empty(*batch, rows + 2, cols + 5)[..., 1:-1, 2:-3].copy_(x)
+    if layout == "row_between":  # rows of one matrix between those of another
+        return x.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "row_shared":
+        return x[:1].contiguous().expand(x.shape)
+    if layout == "row_apart":
+        step = rows * cols + 3
+        return x.new_empty(len(x) * step).as_strided(x.shape, (step, cols, 1)).copy_(x)
+    return x.new_empty(*batch, 2 * rows, 2 * cols)[..., ::2, ::2].copy_(x)
 
 
 def problem_for(
@@ -53,11 +62,13 @@ def problem_for(
     def layout(x: torch.Tensor) -> str:
         return _layout(tuple(x.shape), x.stride(), x.data_ptr(), x.element_size(), "cuda")
 
-    (m, k), n = A.shape, B.shape[1]
-    made = contiguous_problem(m, n, k, A.dtype, update="none" if C is None else "add")
+    (*batch, m, k), n = A.shape, B.shape[-1]
+    made = contiguous_problem(
+        m, n, k, A.dtype, update="none" if C is None else "add", batch=math.prod(batch)
+    )
     if C is not None and out is not None and same_view(out, C):
         made = replace(made, update="inplace")
-    elif C is not None and m > 1 and C.stride(0) == 0:
+    elif C is not None and m > 1 and not any(C.stride()[:-1]):
         made = replace(made, update="bias")
     return replace(
         made, a=layout(A), b=layout(B), out=made.out if out is None else layout(out)
@@ -240,6 +251,129 @@ def test_strides_without_end_do_not_fill_the_memory(bindings: Bindings) -> None:
         check(run(1.0, wide, B, 0.0, None, None), 1.0, wide, B, 0.0, None, problem)
     gc.collect()
     assert len(bindings.alive) < 500
+
+
+# --------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("params", [PARAMS, SPLIT], ids=["whole", "split"])
+def test_every_layout_of_every_operand_of_a_batch_is_computed(
+    bindings: Bindings, dtype: torch.dtype, params: dict[str, ParamValue]
+) -> None:
+    orders, places = ("row", "col"), ("", "_sliced", "_between", "_shared", "_apart")
+    layouts = [order + place for order in orders for place in places]
+    c_layouts = (*layouts, "strided", "one_row", "rows", "one_number", "none")
+    outs = ("none", "inplace", *(x for x in layouts if "shared" not in x))
+    sizes = ((8, 16, 24), (5, 7, 3), (1, 16, 8), (16, 1, 8), (8, 8, 1), (1, 1, 1))
+    axes = itertools.product(layouts, layouts, c_layouts, outs, (1.0, 0.5))
+    for i, (a, b, c, to, beta) in enumerate(itertools.islice(axes, 0, None, 151)):
+        (m, n, k), batch = sizes[i % len(sizes)], 2 + i % 2
+        A = laid_out(normal(batch, m, k, dtype=dtype), a)
+        B = laid_out(normal(batch, k, n, dtype=dtype), b)
+        C: torch.Tensor | None = normal(batch, m, n, dtype=dtype)
+        assert C is not None
+        if c in ("one_row", "rows", "one_number"):
+            keep = {"one_row": (1, 1, n), "rows": (batch, 1, n), "one_number": (1, 1, 1)}[c]
+            C = C[: keep[0], : keep[1], : keep[2]].clone().expand(batch, m, n)
+        else:
+            C = None if c == "none" else laid_out(C, c)
+        out = None
+        if to == "inplace":
+            if c not in layouts or "shared" in c:
+                continue
+            out = C
+        elif to != "none":
+            out = laid_out(A.new_full((batch, m, n), torch.nan), to)
+        before = None if C is None else C.clone()
+        problem = problem_for(A, B, C, out)
+        if "strided" in (problem.a, problem.b, problem.out):
+            continue  # a row of one element more than its stride says
+        count = len(bindings.calls)
+        result = bound_run(problem, params)(1.5, A, B, 0.0 if C is None else beta, C, out)
+        check(result, 1.5, A, B, beta, before, problem)
+        assert result is out if out is not None else result.is_contiguous()
+        (call,) = bindings.calls[count:]
+        assert call["count"] == batch
+    assert len(bindings.calls) > 150
+
+
+def test_a_shared_operand_is_read_again_for_every_matrix(bindings: Bindings) -> None:
+    A, B, C = normal(3, 16, 16), normal(3, 16, 16), normal(3, 16, 16)
+    shared = [x[:1].expand(3, 16, 16) for x in (A, B, C)]
+    for choice in itertools.product((False, True), repeat=3):
+        a, b, c = (
+            y if use else x for x, y, use in zip((A, B, C), shared, choice, strict=True)
+        )
+        problem = problem_for(a, b, c, None)
+        assert problem.update == "add"
+        check(bound_run(problem, FAST)(1.5, a, b, 0.5, c, None), 1.5, a, b, 0.5, c, problem)
+        call = bindings.calls[-1]
+        assert call["out_of_place"]
+        steps = [0 if use else 256 for use in choice]
+        assert call["steps"] == (steps[1], steps[0], steps[2], 256)
+
+
+def test_one_row_for_a_batch_is_copied_and_added_in_float32(bindings: Bindings) -> None:
+    A, B = (normal(3, 16, 16, dtype=torch.bfloat16) for _ in range(2))
+    C = normal(16, dtype=torch.bfloat16).expand(3, 16, 16)
+    problem = problem_for(A, B, C, None)
+    assert problem.update == "bias"
+    for beta in (1.0, 0.5):
+        check(bound_run(problem, FAST)(1.5, A, B, beta, C, None), 1.5, A, B, beta, C, problem)
+        assert not bindings.calls[-1]["row"]
+        assert not bindings.calls[-1]["out_of_place"]
+
+
+def test_a_step_between_matrices_counts_where_alignment_does(bindings: Bindings) -> None:
+    """A problem does not say of every call that its matrices begin at multiples of 16 bytes."""
+    A, B, C = normal(3, 16, 16), normal(3, 16, 16), normal(3, 16, 16)
+    run = bound_run(problem := problem_for(A, B, C, None), FAST)
+    apart = [laid_out(x, "row_apart") for x in (A, B, C)]
+    far = normal(3, 17, 16)[:, :16]
+    for a, b, c, to, served in (
+        (A, B, C, None, True),
+        (far, B, C, None, True),
+        (apart[0], B, C, None, False),
+        (A, apart[1], C, None, False),
+        (A, B, apart[2], None, True),
+        (A, B, C, laid_out(C, "row_apart"), False),
+    ):
+        count = len(bindings.calls)
+        check(run(1.5, a, b, 0.5, c, to), 1.5, a, b, 0.5, c, problem)
+        assert len(bindings.calls) - count == served
+        assert not served or bindings.calls[-1]["out_of_place"] == (c is C)
+    assert problem_for(apart[0], B, C, None).a == "row-unaligned"
+    assert STRATEGY.reasons_not(problem_for(apart[0], B, C, None), GPU, FAST)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_conjugated_views_of_a_batch_are_what_they_stand_for(
+    bindings: Bindings, dtype: torch.dtype
+) -> None:
+    for layout in ("row", "col", "row_between", "col_between", "row_shared", "col_shared"):
+        A, B = (laid_out(normal(3, 8, 8, dtype=dtype), layout).conj() for _ in range(2))
+        C = normal(3, 8, 8, dtype=dtype).conj()
+        before = C.resolve_conj().clone()
+        for out in (None, torch.empty_like(before), torch.empty_like(before).conj(), C):
+            problem = problem_for(A, B, C, out)
+            result = bound_run(problem, PARAMS)(0.5 - 2j, A, B, 1j, C, out)
+            check(result.resolve_conj(), 0.5 - 2j, A, B, 1j, before, problem)
+    assert len(bindings.calls) == 24
+
+
+def test_batches_have_a_smaller_space_without_more_splits(bindings: Bindings) -> None:
+    for dtype in DTYPES.values():
+        for m, n, k in ((64, 64, 4096), (1024, 1024, 64), (33, 7, 5)):
+            for update in ("none", "add", "bias", "inplace"):
+                problem = contiguous_problem(m, n, k, dtype, update=update, batch=3)  # type: ignore[arg-type]
+                found = STRATEGY.candidates(problem, GPU)
+                assert 1 <= len(set(found)) == len(found) <= 12
+                assert {c.kwargs["split_k"] for c in found} <= {1, 2}  # what is proposed
+    many = contiguous_problem(2, 2, 2, torch.float32, batch=2**16)
+    assert STRATEGY.candidates(many, GPU) == []
+    assert "matrices" in STRATEGY.reasons_not(many, GPU, PARAMS)[0]
+    assert STRATEGY.workspace_bytes(replace(CUBE, batch=3), SPLIT) == 3 * 4 * 64 * 48 * 4
 
 
 # ------------------------------------------------------------------------------- the space

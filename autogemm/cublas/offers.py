@@ -29,7 +29,7 @@ _WORKSPACE_BYTES = 2**25
 """What torch gives cuBLAS on Hopper."""
 _PROPOSALS, _PROPOSALS_WITHOUT_WORKSPACE = 10, 4
 _MOST = 24
-"""Candidates of one problem: the tuner times them all."""
+"""Candidates of one problem: the tuner times them all. Of a batch it is half of each."""
 _SPLITS, _SPLITS_TAKEN, _SHORTEST_PART = (2, 3, 4, 6, 8, 12, 16, 24, 32), 6, 128
 _TILES_TAKEN = 4
 _TILE_EDGE = 64
@@ -39,12 +39,13 @@ _TILE_EDGE = 64
 def worth_measuring(problem: Problem, device: Device) -> list[dict[str, int]]:
     """What the heuristic proposes, then what differs from its first choice in a field or two."""
     *_, form = forms(problem)
-    proposed = list(proposals(form, _PROPOSALS, _WORKSPACE_BYTES))
-    proposed += proposals(form, _PROPOSALS_WITHOUT_WORKSPACE, 0)
+    share = 1 if problem.batch == 1 else 2
+    proposed = list(proposals(form, _PROPOSALS // share, _WORKSPACE_BYTES))
+    proposed += proposals(form, _PROPOSALS_WITHOUT_WORKSPACE // share, 0)
     found = {_key(x.fields): None for x in proposed}
     for quota, tries in _variations(problem, device, form, proposed[0]) if proposed else ():
         for fields in tries:
-            if quota == 0 or len(found) == _MOST:
+            if quota == 0 or len(found) == _MOST // share:
                 break
             if _key(fields) not in found and _is_affordable(algorithm(form, fields)):
                 found[_key(fields)] = None
@@ -73,7 +74,7 @@ def _variations(
     """Fields to try around the first proposal, the most promising first, and how many to take."""
     base = first.fields
     whole = base | {"split_k": 1, "reduction": NO_SPLIT}
-    alone = algorithm(form, whole)
+    alone = algorithm(form, whole) if problem.batch == 1 else None  # batches: k as proposed
     if alone is not None and alone.waves < 1:  # some multiprocessors have nothing to do
         most = min(2 / max(alone.waves, 1e-3), problem.k / _SHORTEST_PART)
         yield _SPLITS_TAKEN, [
@@ -88,7 +89,7 @@ def _variations(
 
     def cost(tile: int) -> float:
         rows, cols = extents[tile]
-        rounds = math.ceil(-(-m // rows) * -(-n // cols) / device.units)
+        rounds = math.ceil(problem.batch * -(-m // rows) * -(-n // cols) / device.units)
         return rounds * (rows * cols + _TILE_EDGE * (rows + cols))
 
     for tile in sorted(extents, key=cost)[: 2 * _TILES_TAKEN]:

@@ -2,7 +2,8 @@
 
 cuBLASLt stores matrices column by column. A row-major result is computed transposed, Dᵀ = BᵀAᵀ,
 which changes nothing but the order of the operands. Compute types are named for every product,
-so none of torch's settings is read or changed.
+so none of torch's settings is read or changed. A batch is one product with a count and a step from
+matrix to matrix of each operand.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ TYPES = {
     torch.complex128: (5, 70, 5),
 }
 _BIAS_EPILOGUE = 4
+_BATCH_COUNT, _STRIDED_BATCH_OFFSET = 5, 6
+"""Attributes of a layout (``cublasLtMatrixLayoutAttribute_t``)."""
 _SOME_ADDRESS = ALIGNMENT_BYTES
 """What stands for the row where only its alignment counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """How a matrix of a problem is stored."""
+    """How a matrix of a problem is stored, or each matrix of a batch."""
 
     by_rows: bool
     rows: int
@@ -44,23 +47,36 @@ class Operand:
     lead: int
     """The leading dimension that is to be expected."""
     alignment: int
-    """Bytes, up to 16, that the leading dimension and every address are multiples of."""
+    """Bytes, up to 16, that the leading dimension and every address are multiples of.
+
+    Steps between matrices that follow each other are then, too.
+    """
 
     @property
     def stored_extents(self) -> tuple[int, int]:
         """Rows and columns of what lies in memory, column by column."""
         return (self.cols, self.rows) if self.by_rows else (self.rows, self.cols)
 
-    def lead_of(self, x: torch.Tensor) -> int:
-        """The leading dimension of a matrix with this layout."""
+    @property
+    def strides(self) -> tuple[int, int]:
+        """The leading dimension and the step between matrices that are to be expected."""
+        return self.lead, self.lead * self.stored_extents[1]
+
+    def strides_of(self, x: torch.Tensor) -> tuple[int, int]:
+        """Those of operands with this layout; the step is 0 where one matrix serves a batch."""
+        step = x.stride(0) if x.ndim == 3 else 0
         if (self.rows if self.by_rows else self.cols) == 1:
-            return self.lead  # the stride over a single row or column means nothing
-        return x.stride(0 if self.by_rows else 1)
+            return self.lead, step  # the stride over a single row or column means nothing
+        return x.stride(-2 if self.by_rows else -1), step
 
     def fits(self, x: torch.Tensor) -> bool:
-        """Whether a matrix is stored like this, but for its leading dimension."""
-        extent, unit = (self.cols, 1) if self.by_rows else (self.rows, 0)
-        return x.stride(unit) == 1 and self.lead_of(x) >= extent
+        """Whether matrices are stored like this, but for their leading dimension."""
+        extent, unit = (self.cols, -1) if self.by_rows else (self.rows, -2)
+        return x.stride(unit) == 1 and self.strides_of(x)[0] >= extent and self.keeps_aligned(x)
+
+    def keeps_aligned(self, x: torch.Tensor) -> bool:
+        """Whether all matrices of a batch are aligned if the first is."""
+        return self.strides_of(x)[1] * x.element_size() % self.alignment == 0
 
 
 def operands(problem: Problem) -> tuple[Operand, Operand, Operand]:
@@ -83,12 +99,13 @@ def _operand(layout: str, rows: int, cols: int, itemsize: int) -> Operand:
 class Product:
     """The descriptors of one product, freed with it. Immutable but for the row's address.
 
-    ``leads`` are the leading dimensions of A, B, C and the result. With ``one_row`` a row is
-    added to every row of the product (cuBLASLt's bias epilogue) besides β·C.
+    ``strides`` are the leading dimensions and steps between matrices of A, B, C and the result.
+    With ``one_row`` a row is added to every row of the product (cuBLASLt's bias epilogue) besides
+    β·C.
     """
 
     def __init__(
-        self, problem: Problem, leads: Sequence[int], *, one_row: bool = False
+        self, problem: Problem, strides: Sequence[tuple[int, int]], *, one_row: bool = False
     ) -> None:
         lib = self._lib = library()
         a, b, d = operands(problem)
@@ -97,9 +114,12 @@ class Product:
         self.descriptor = lib.matmul_desc_create(compute, scale)
         self._layouts = [
             lib.matrix_layout_create(data, *x.stored_extents, lead)
-            for x, lead in zip((a, b, d, d), leads, strict=True)
+            for x, (lead, _) in zip((a, b, d, d), strides, strict=True)
         ]
         weakref.finalize(self, _free, lib, self.descriptor, tuple(self._layouts)).atexit = False
+        if problem.batch > 1:
+            for layout, (_, step) in zip(self._layouts, strides, strict=True):
+                _set_batch(lib, layout, problem.batch, step)
         self.swapped = d.by_rows
         for attribute, x in zip((3, 4), self.in_order(a, b), strict=True):  # transposed or not
             self._set(attribute, ctypes.c_int32(x.by_rows != d.by_rows))
@@ -127,6 +147,14 @@ class Product:
         )
 
 
+def _set_batch(lib: Any, layout: int, count: int, step: int) -> None:
+    values = {_BATCH_COUNT: ctypes.c_int32(count), _STRIDED_BATCH_OFFSET: ctypes.c_int64(step)}
+    for attribute, value in values.items():
+        lib.matrix_layout_set_attribute(
+            layout, attribute, ctypes.addressof(value), ctypes.sizeof(value)
+        )
+
+
 def _free(lib: Any, descriptor: int, layouts: tuple[int, ...]) -> None:
     lib.matmul_desc_destroy(descriptor)
     for layout in layouts:
@@ -134,11 +162,15 @@ def _free(lib: Any, descriptor: int, layouts: tuple[int, ...]) -> None:
 
 
 def forms(problem: Problem) -> list[Product]:
-    """The products that a problem comes down to, at the leading dimensions to be expected."""
+    """The products that a problem comes down to, at the strides to be expected.
+
+    The epilogue that adds a row is left out of batches.
+    """
     a, b, d = operands(problem)
-    leads = (a.lead, b.lead, d.lead, d.lead)
-    adds_row = problem.update == "bias" and d.by_rows and not problem.dtype.is_complex
-    return [Product(problem, leads)] + [Product(problem, leads, one_row=True)] * adds_row
+    strides = (a.strides, b.strides, d.strides, d.strides)
+    is_bias = problem.update == "bias" and problem.batch == 1
+    adds_row = is_bias and d.by_rows and not problem.dtype.is_complex
+    return [Product(problem, strides)] + [Product(problem, strides, one_row=True)] * adds_row
 
 
 @functools.lru_cache(maxsize=1024)

@@ -22,15 +22,17 @@ from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import ALIGNMENT_BYTES, DTYPE_NAMES, Problem
 from autogemm.strategies.addmm import Addmm, kept_wide
+from autogemm.strategies.baddbmm import Baddbmm
 from autogemm.strategies.base import Candidate, Params, ParamValue, Run, Strategy
 
 _LIMITS = {"inner": 2**16, "cluster": 2**16}
+_MOST_MATRICES = 2**16 - 1
 _NOTHING_OFFERED: dict[str, ParamValue] = {**dict.fromkeys(FIELDS, 0), "split_k": 1}
 """What stands in the space where cuBLAS offers nothing: it carries the reason."""
 
 
 class CublasLt(Strategy):
-    """One call of ``cublasLtMatmul``; the parameters are the algorithm's own fields.
+    """One call of ``cublasLtMatmul``, of a batch too; the parameters are the algorithm's fields.
 
     They are cuBLAS's numbers (``cublasLtMatmulAlgoConfigAttributes_t``). An algorithm that this
     cuBLAS does not have, or not for this problem, is refused with a reason.
@@ -41,6 +43,7 @@ class CublasLt(Strategy):
     device_types = frozenset({"cuda"})
     packages = ("nvmath",)
     depends_on = ("torch", "cuda", "cublas", "nvmath")
+    batched = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {name: _below(_LIMITS.get(name, 2**31)) for name in FIELDS}
@@ -85,7 +88,8 @@ class CublasLt(Strategy):
         return 0 if found is None else found.workspace_bytes
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
-        run = _bound(problem, Addmm().bind(problem, device, {"reduction": "full"}), params)
+        torchs_own = Baddbmm() if problem.batch > 1 else Addmm()
+        run = _bound(problem, torchs_own.bind(problem, device, {"reduction": "full"}), params)
         return _resolved(run, problem.update == "inplace") if problem.dtype.is_complex else run
 
 
@@ -100,8 +104,8 @@ def _fields(params: Params) -> dict[str, int]:
 def _cannot_be_asked(problem: Problem, device: Device) -> str | None:
     if "rocm" in device.features or not device.has_cuda or problem.device_type != "cuda":
         return "cuBLAS runs on NVIDIA GPUs only"
-    if problem.batch > 1:
-        return "computes one product at a time"
+    if problem.batch > _MOST_MATRICES:  # a grid may have a layer for each, and has no more
+        return f"computes at most {_MOST_MATRICES} matrices at once"
     if "strided" in (problem.a, problem.b, problem.out):
         return "cuBLAS needs matrices whose rows or columns are contiguous"
     return why_not()
@@ -143,7 +147,8 @@ def _bound(problem: Problem, otherwise: Run, params: Params) -> Run:
     """
     a, b, d = operands(problem)
     a_mask, b_mask, d_mask = (x.alignment - 1 for x in (a, b, d))
-    shape, dtype, fields = (problem.m, problem.n), problem.dtype, _fields(params)
+    batch = () if problem.batch == 1 else (problem.batch,)
+    shape, dtype, fields = (*batch, problem.m, problem.n), problem.dtype, _fields(params)
     in_place = problem.update == "inplace"
     # Split sums are rounded before the epilogue adds a row (H200, cuBLAS 13.1).
     takes_rows = len(forms(problem)) > 1 and fields["split_k"] == 1
@@ -155,10 +160,12 @@ def _bound(problem: Problem, otherwise: Run, params: Params) -> Run:
     def prepared(
         A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None, D: torch.Tensor
     ) -> _Call | None:
-        lead = d.lead_of(D)
-        own = d.lead_of(C) if C is not None and problem.update == "add" and d.fits(C) else None
-        for c in (lead,) if own is None else (own, lead):  # as it lies, then as a copy of it
-            product = Product(problem, (a.lead_of(A), b.lead_of(B), c, lead))
+        if not (a.keeps_aligned(A) and b.keeps_aligned(B) and d.keeps_aligned(D)):
+            return None
+        new = d.strides_of(D)
+        own = d.strides_of(C) if C is not None and problem.update == "add" and d.fits(C) else None
+        for c in (new,) if own is None else (own, new):  # as it lies, then as its copy
+            product = Product(problem, (a.strides_of(A), b.strides_of(B), c, new))
             found = algorithm(product, fields)
             if found is not None:
                 return _Call(
