@@ -87,6 +87,8 @@ class Bindings(types.ModuleType):
         super().__init__("nvmath.bindings.cublasLt")
         self.alive: dict[int, Any] = {}
         self.calls: list[dict[str, Any]] = []
+        self.batches = True
+        """Whether its algorithms take them."""
         self._next = 1000
 
     def _new(self, thing: Any) -> int:
@@ -171,7 +173,7 @@ class Bindings(types.ModuleType):
     ) -> None:
         least = 16 if self._fields(algo)["algo"] == ALIGNED_ONLY else 1
         kind = ctypes.c_uint64 if attribute == 15 else ctypes.c_uint32
-        values = {6: TILES, 13: STAGES, 15: (0,)}.get(attribute, (least,))
+        values = {3: (int(self.batches),), 6: TILES, 13: STAGES, 15: (0,)}.get(attribute, (least,))
         needed = len(values) * ctypes.sizeof(kind)
         ctypes.c_size_t.from_address(written).value = needed
         if size:

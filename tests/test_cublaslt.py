@@ -420,6 +420,16 @@ def test_an_algorithm_that_needs_aligned_addresses_is_never_offered_to_others(
         assert STRATEGY.reasons_not(odd, GPU, FAST)
 
 
+def test_an_algorithm_for_single_products_is_never_offered_to_batches(bindings: Bindings) -> None:
+    batch = contiguous_problem(64, 64, 64, torch.bfloat16, batch=3)
+    assert not STRATEGY.reasons_not(batch, GPU, FAST)
+    bindings.batches = False
+    (reason,) = STRATEGY.reasons_not(batch, GPU, FAST)
+    assert "one product at a time" in reason
+    assert not STRATEGY.candidates(batch, GPU)
+    assert not STRATEGY.reasons_not(replace(batch, batch=1), GPU, FAST)
+
+
 def test_the_workspace_is_what_the_algorithm_asks_for(bindings: Bindings) -> None:
     assert STRATEGY.workspace_bytes(CUBE, PARAMS) == 0
     assert STRATEGY.workspace_bytes(CUBE, SPLIT) == 4 * 64 * 48 * 4

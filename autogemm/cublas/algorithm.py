@@ -33,6 +33,8 @@ CLUSTERS = (2, 3, 5)
 """Clusters of one block, of two along the rows, of two along the columns."""
 TILES, STAGES = (6, ctypes.c_uint32), (13, ctypes.c_uint32)
 """Capabilities: the tiles and the stages that an algorithm may be given."""
+_BATCHES = (3, ctypes.c_int32)
+"""The capability of strided batches, 1 or 0."""
 
 Fields = Mapping[str, int]
 
@@ -168,6 +170,8 @@ def against(product: Product, algorithm: Algorithm) -> str | None:
         needed = max(algorithm.capability(attribute, ctypes.c_uint32), default=1)
         if needed > x.alignment:
             return f"the algorithm needs {needed}-byte alignment where {x.alignment} is certain"
+    if product.problem.batch > 1 and not all(algorithm.capability(*_BATCHES)):
+        return "the algorithm computes one product at a time"
     (flags,) = algorithm.capability(15, ctypes.c_uint64) or [0]
     if product.problem.dtype.is_complex and flags & _GAUSSIAN:
         return "the algorithm makes complex products from three real ones"
