@@ -70,7 +70,7 @@ def _stand_in(problem: Problem, candidate: Candidate) -> Problem:
     """A small problem whose kernel is the problem's: extents are no part of a kernel."""
     update = "add" if problem.update == "inplace" else problem.update
     k = 64 * max(4, int(candidate.kwargs["split"]))
-    return replace(problem, m=512, n=512, k=k, update=update)
+    return replace(problem, m=512, n=512, k=k, update=update, batch=min(2, problem.batch))
 
 
 def _compile_ahead(calls: Iterable[Callable[[], object]], stop: Callable[[], bool]) -> None:

@@ -247,27 +247,30 @@ def test_what_is_compiled_is_what_a_call_of_the_problem_asks_for(folder: Path) -
             call()
         except async_compile.CompilePending as kernel:
             return kernel.sha
-    strategy, compared, swapped, split = BY_NAME["cute"], 0, 0, 0
+    strategy, compared, swapped, split, batches = BY_NAME["cute"], 0, 0, 0, 0
     here = torch.device("cpu")
     ahead = CompileAhead(DEVICE, here)
-    for (m, n, k), a, b, update, out in itertools.product(
-        ((512, 512, 512), (16, 4096, 128), (256, 8, 512), (64, 64, 2048), (128, 256, 64)),
+    for (m, n, k, batch), a, b, update, out in itertools.product(
+        ((512, 512, 512, 1), (16, 4096, 128, 1), (256, 8, 512, 1), (64, 64, 2048, 1),
+         (128, 256, 64, 1), (128, 256, 64, 6), (64, 16, 128, 3)),
         ("row", "col"), ("row", "col"), ("none", "add", "inplace", "bias"), ("row", "col"),
     ):
-        p = replace(problem(m, n, k, a=a, b=b, update=update), out=out)
+        p = replace(problem(m, n, k, a=a, b=b, update=update, batch=batch), out=out)
         given = make_operands(p, here, normal)
         C, D = given.C, given.out
         for c in strategy.candidates(p, DEVICE):
             run = strategy.bind(p, DEVICE, c.kwargs)
             if D is None and out == "col":
-                D = torch.empty(n, m, dtype=torch.bfloat16).t()
+                D = torch.empty(p.batch, n, m, dtype=torch.bfloat16).mT
+                D = D if batch > 1 else D[0]
             real = asked(lambda: run(1.5, given.A, given.B, 0.5, C, D))
             assert real is not None
             assert asked(lambda: ahead._call(p, c)) == real, (str(p), str(c))
             compared += 1
             swapped += bool(c.kwargs["swap"])
             split += int(c.kwargs["split"]) > 1
-    assert min(compared, swapped, split) > 50, (compared, swapped, split)
+            batches += batch > 1
+    assert min(compared, swapped, split, batches) > 50, (compared, swapped, split, batches)
     """
     output(folder, script)
 

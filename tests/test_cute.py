@@ -48,7 +48,7 @@ def order(x: torch.Tensor | None) -> str:
     *batch, rows, cols = x.stride()
     assert x.data_ptr() % 16 == 0
     assert (cols == 1 and rows % 8 == 0) or (rows == 1 and cols % 8 == 0), x.stride()
-    assert all(stride % 8 == 0 for stride in batch) or x.shape[0] == 1
+    assert all(stride % 8 == 0 and stride > 0 for stride in batch) or x.shape[0] == 1
     return "last" if cols == 1 else "first"
 
 
@@ -65,6 +65,7 @@ class Quack:
         assert options["beta_mode"] == (C is not None)
         assert options["split_k"] == 1 or A.ndim == 3, "2D operands do not support split_k"
         assert options["split_k_mode"] == 0
+        assert len({x.ndim for x in (A, B, D, C) if x is not None}) == 1
         plan = Plan(
             tuple(map(order, (A, B, D, C))), C is not None, rowvec_bias is not None,
             colvec_bias is not None, options,
@@ -76,6 +77,7 @@ class Quack:
         self, plan: Plan, A: Any, B: Any, D: Any, C: Any, *,
         rowvec_bias: Any, colvec_bias: Any, alpha: float, beta: float,
     ) -> None:  # fmt: skip
+        assert A.ndim == 2 or len({len(x) for x in (A, B, D, C) if x is not None}) == 1
         found = (tuple(map(order, (A, B, D, C))), C is not None, rowvec_bias is not None,
                  colvec_bias is not None)  # fmt: skip
         assert found == plan[:4], "the kernel was compiled for other operands"
@@ -89,10 +91,10 @@ class Quack:
         for vector, extent, axis in added:
             if vector is not None:
                 assert vector.dtype == torch.float32
-                assert vector.shape == (1, extent)
+                assert vector.shape == (len(D) if D.ndim == 3 else 1, extent)
                 assert vector.stride(1) == 1
                 assert vector.stride(0) % 4 == 0
-                P += vector[0].unsqueeze(axis)
+                P += vector.unsqueeze(axis) if D.ndim == 3 else vector[0].unsqueeze(axis)
         D.copy_(P)
 
 
@@ -154,6 +156,93 @@ def test_every_layout_it_takes_reaches_the_kernel_and_comes_back_right(
     assert len(quack.compiled) == 1
 
 
+def batch(count: int, rows: int, cols: int, layout: str) -> torch.Tensor:
+    """``shared`` is one matrix for all, ``interleaved`` lies as heads do; both go by rows."""
+    values = torch.randn(count, rows, cols).bfloat16()
+    if layout == "row":
+        return values
+    if layout == "col":
+        return values.mT.contiguous().mT
+    if layout == "shared":
+        return values[:1].expand(count, rows, cols)
+    if layout == "shared col":
+        return values[:1].mT.contiguous().mT.expand(count, rows, cols)
+    if layout == "one row":
+        return values[0, :1].expand(count, rows, cols)
+    if layout == "a row each":
+        return values[:, :1].expand(count, rows, cols)
+    if layout == "odd":
+        return torch.zeros(values.numel() + 1).bfloat16()[1:].view(values.shape).copy_(values)
+    if layout == "odd apart":  # all but the first lie where TMA reads no matrix
+        return torch.zeros(count, rows * cols + 1).bfloat16()[:, :-1].view_as(values).copy_(values)
+    if layout == "interleaved":
+        return torch.zeros(rows, count, cols).bfloat16().transpose(0, 1).copy_(values)
+    return torch.zeros(count, rows, 2 * cols).bfloat16()[..., ::2].copy_(values)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    "c",
+    ["row", "col", "shared", "one row", "a row each", "odd", "odd apart", "interleaved", "strided",
+     "none"],
+)  # fmt: skip
+@pytest.mark.parametrize("out", ["none", "row", "col", "interleaved", "inplace"])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("row", "col"), ("col", "row"), ("interleaved", "interleaved"), ("shared", "shared col"),
+     ("row", "shared"), ("shared col", "col")],
+)  # fmt: skip
+def test_every_batch_it_takes_reaches_the_kernel_and_comes_back_right(
+    a: str, b: str, c: str, out: str, swap: bool, quack: Quack
+) -> None:
+    count, m, n, k = 3, 24, 40, 72
+    A, B = batch(count, m, k, a), batch(count, k, n, b)
+    C = None if c == "none" else batch(count, m, n, c)
+    if out == "inplace" and c not in ("row", "col", "interleaved"):
+        pytest.skip("no place that could be written")
+    place = C if out == "inplace" else None if out == "none" else batch(count, m, n, out)
+    beta = 0.0 if C is None else 0.5
+    params = {**PLAIN, "swap": swap}
+    on_gpu = replace(problem_of(A, B, C, place, C is None), device_type="cuda")
+    assert CUTE.reasons_not(on_gpu, HOPPER, params) == []
+    truth = truth_of(1.5, A, B, beta, C)
+    result = CUTE.bind(on_gpu, HOPPER, params)(1.5, A, B, beta, C, place)
+    assert place is None or result is place
+    assert result.shape == (count, m, n)
+    truth.check(result, CUTE.bound(on_gpu, params), typical=True)
+    assert len(quack.compiled) == 1
+    assert quack.compiled[0].has_c == (c not in ("none", "one row"))
+    assert (quack.compiled[0].has_row, quack.compiled[0].has_column) == (
+        c == "one row" and not swap, c == "one row" and swap,
+    )  # fmt: skip
+
+
+def test_a_batch_is_copied_only_where_one_matrix_serves_all(
+    quack: Quack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A, B, C = batch(3, 24, 72, "shared"), batch(3, 72, 40, "interleaved"), batch(3, 24, 40, "col")
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        sys.modules["quack.gemm"], "run_gemm_plan", lambda plan, *given, **_: seen.extend(given)
+    )
+    for swap in (False, True):
+        stated = problem_of(A, B, C, None, False)
+        CUTE.bind(stated, HOPPER, {**PLAIN, "swap": swap})(1.5, A, B, 0.5, C, None)
+    a, b, d, c, b_swapped, a_swapped, d_swapped, c_swapped = seen
+    for copied in (a, a_swapped):
+        assert copied.shape == A.shape
+        assert copied.stride() == (24 * 72, 72, 1)
+    assert b is B
+    assert c is C
+    assert b_swapped.data_ptr() == B.data_ptr()
+    assert b_swapped.stride() == B.mT.stride()
+    assert c_swapped.stride() == C.mT.stride()
+    assert d.shape == (3, 24, 40)
+    assert d_swapped.shape == (3, 40, 24)
+    most = (A.numel() + B.numel()) * 2  # both may be shared
+    assert CUTE.workspace_bytes(stated, PLAIN) == most
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1, 1), (2, 0.5), (1.5, 1.0)])
 @pytest.mark.parametrize("c", ["row", "one row"])
 def test_no_scalar_needs_a_kernel_of_its_own(
@@ -197,7 +286,10 @@ def test_a_result_that_is_written_counts_as_changed(quack: Quack) -> None:
         (problem(n=4095, b="col"), HOPPER, {}, "the result is row-unaligned"),
         (replace(problem(), b="strided"), HOPPER, {}, "B is strided"),
         (problem(m=1), HOPPER, {}, "a product of one row"),
-        (problem(batch=3), HOPPER, {}, "not a batch of 3"),
+        (problem(m=1, batch=3), HOPPER, {}, "a product of one row"),
+        (problem(n=4095, b="col", batch=3), HOPPER, {}, "the result is row-unaligned"),
+        (problem(batch=3), HOPPER, {"split": 2}, "k is whole in batches"),
+        (problem(k=64, batch=3), HOPPER, {"split": 2}, "k is whole in batches"),
         (problem(), replace(HOPPER, capability=(10, 0)), {}, "those of compute capability 9.x"),
         (problem(), replace(HOPPER, capability=(8, 0)), {}, "needs compute capability 9.0"),
         (problem(), replace(HOPPER, packages=frozenset()), {}, "needs the package 'quack'"),
@@ -242,6 +334,40 @@ def test_the_space_is_small_and_the_kernel_has_every_tile(shape: tuple[int, int,
         assert params["tile_n"] < narrow + 33, "a tile of which much would be empty"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [2, 96, 4096])
+def test_the_space_of_a_batch_is_smaller_and_k_is_whole(
+    count: int, shape: tuple[int, int, int]
+) -> None:
+    what = problem(*shape, batch=count)
+    offered = list(CUTE.space(what, HOPPER))
+    assert 1 <= len(offered) <= 10
+    assert len(CUTE.candidates(what, HOPPER)) == len(offered) == len(set(map(str, offered)))
+    for params in offered:
+        rows, cols = (what.n, what.m) if params["swap"] else (what.m, what.n)
+        assert params["split"] == 1
+        assert params["tile_m"] < rows + 64, "a tile of which much would be empty"
+        assert params["tile_n"] < cols + 16
+
+
+def test_the_first_forms_of_a_batch_suit_its_matrices() -> None:
+    def tiles(*shape: int, count: int) -> list[tuple[Any, ...]]:
+        names = ("tile_m", "tile_n", "pingpong", "cluster_m", "swap")
+        offered = CUTE.space(problem(*shape, batch=count), HOPPER)
+        return [tuple(params[name] for name in names) for params in offered]
+
+    scores = tiles(1024, 1024, 64, count=96)
+    assert scores[0] == (128, 128, True, 1, False)
+    assert {(128, 192, True, 2, False), (128, 256, False, 1, False)} < set(scores)
+    for m, n, swap in ((1024, 64, False), (64, 1024, True)):
+        found = tiles(m, n, 1024, count=96)
+        assert {tile[:2] for tile in found} == {(64, 64), (128, 64), (192, 64), (256, 64)}
+        assert {tile[4] for tile in found} == {swap}
+    assert tiles(128, 128, 64, count=8)[0][:2] == (64, 64)  # a wave at most
+    assert tiles(128, 128, 64, count=800)[0][:2] == (128, 128)
+    assert all(tile[3] == 1 for tile in tiles(384, 384, 64, count=96) if tile[0] == 128)
+
+
 def test_parts_of_k_are_kept_in_float32() -> None:
     (params,) = (p for p in CUTE.space(problem(256, 256, 262144), HOPPER) if p["split"] == 33)
     assert CUTE.workspace_bytes(problem(256, 256, 262144), params) == 4 * (4 * 128 * 128 + 4)
@@ -264,10 +390,12 @@ def test_import_and_questions_load_neither_quack_nor_the_dsl() -> None:
 
 @pytest.mark.parametrize("c", ["row", "col", "one row", "none"])
 @pytest.mark.parametrize(
-    "params", [{}, {"swap": True, "tile_n": 32}, {"split": 3}, {"tile_m": 64, "pingpong": False}]
-)
+    ("params", "count"),
+    [({}, 1), ({"swap": True, "tile_n": 32}, 1), ({"split": 3}, 1),
+     ({"tile_m": 64, "pingpong": False}, 1), ({}, 3), ({"swap": True}, 3)],
+)  # fmt: skip
 def test_quacks_own_compiler_takes_what_is_asked(
-    params: dict[str, Any], c: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    params: dict[str, Any], count: int, c: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It compiles without a GPU; the launch is left out."""
     monkeypatch.setenv("QUACK_ARCH", "90")
@@ -281,6 +409,9 @@ def test_quacks_own_compiler_takes_what_is_asked(
     monkeypatch.setattr(gemm, "run_gemm_plan", lambda plan, *_, **__: plans.append(plan))
     A, B = laid_out(256, 512, "row"), laid_out(512, 256, "col")
     C = None if c == "none" else laid_out(256, 256, c)
+    if count > 1:
+        A, B = batch(count, 256, 512, "row"), batch(count, 512, 256, "col")
+        C = None if c == "none" else batch(count, 256, 256, c)
     run = CUTE.bind(problem_of(A, B, C, None, C is None), HOPPER, {**PLAIN, **params})
     run(1.5, A, B, 0.0 if C is None else 0.5, C, None)
     assert plans[0].compiled_fn is not None

@@ -43,6 +43,23 @@ _LARGE = (
 within 0.4 % of the best of sixty on each of sixteen products of language models, in one run on an
 H200 that timed one form after another (2026-11-29); the others are for other products."""
 
+_OF_BATCHES = (
+    # tile_m, tile_n, pingpong, cluster_m
+    (128, 128, True, 1),
+    (128, 192, True, 1),
+    (128, 256, False, 1),
+    (256, 128, False, 1),
+    (128, 128, True, 2),
+    (128, 192, True, 2),
+    (128, 256, False, 2),
+    (256, 128, False, 2),
+    (192, 128, True, 1),
+    (64, 128, True, 1),
+    (64, 64, True, 1),
+    (64, 128, False, 1),
+)
+"""Forms of batches, those of attention first."""
+
 
 class Cute(Strategy):
     """One launch of quack's kernel for Hopper, two where k is split.
@@ -50,7 +67,7 @@ class Cute(Strategy):
     ``tile_m`` x ``tile_n`` is the tile of the result; ``cluster_m`` x ``cluster_n`` blocks share
     what they load; with ``pingpong`` two warp groups take turns; with ``swap`` the transposed
     product is computed, which gives a short m the narrow side of a tile; and ``split`` parts of k
-    are added in a fixed order, in float32.
+    are added in a fixed order, in float32. Batches are computed in the same launch, with k whole.
     """
 
     name = "cute"
@@ -59,6 +76,7 @@ class Cute(Strategy):
     packages = ("quack",)
     depends_on = ("torch", "cuda", "quack")
     min_capability = (9, 0)
+    batched = True
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {
@@ -91,13 +109,16 @@ class Cute(Strategy):
         if not _fits(tile, bool(params["pingpong"])):
             turns = "with pingpong" if params["pingpong"] else "without pingpong"
             reasons.append(f"the kernel has no tile of {tile[0]}x{tile[1]} {turns}")
-        if int(params["split"]) > (steps := -(-problem.k // _STEP_K)):
+        if problem.batch > 1 and params["split"] != 1:
+            reasons.append("k is whole in batches: their matrices fill a device")
+        elif int(params["split"]) > (steps := -(-problem.k // _STEP_K)):
             reasons.append(f"k = {problem.k} has {steps} steps of {_STEP_K}, too few to split")
         return reasons
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
-        short = min(problem.m, problem.n)
-        if short <= 64:
+        if problem.batch > 1:
+            return _of_a_batch(problem, device.units)
+        if min(problem.m, problem.n) <= 64:
             return _narrow(problem, device.units)
         return _wide(problem, device.units)
 
@@ -105,6 +126,9 @@ class Cute(Strategy):
         return ErrorBound(3.0, precision.growth(problem.dtype, problem.k))
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
+        if problem.batch > 1:  # operands that are expanded over the batch are copied
+            elements = problem.batch * problem.k * (problem.m + problem.n)
+            return elements * problem.itemsize
         if params["split"] == 1:
             return 0
         m, n = _seen(problem, params)
@@ -114,7 +138,7 @@ class Cute(Strategy):
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         from quack.gemm import run_gemm_plan
 
-        m, n, dtype = problem.m, problem.n, problem.dtype
+        shape, dtype = _shape(problem), problem.dtype
         plans: dict[str, Any] = {}  # one for what becomes of C: each is a kernel of its own
 
         def run(
@@ -129,7 +153,7 @@ class Cute(Strategy):
             if where >= 0 and where != torch.cuda.current_device():
                 with torch.cuda.device(where):  # kernels are launched on the current one
                     return run(alpha, A, B, beta, C, out)
-            D = torch.empty(m, n, dtype=dtype, device=A.device) if out is None else out
+            D = torch.empty(shape, dtype=dtype, device=A.device) if out is None else out
             kind, (a, b, d, c, along_n, along_m) = _seen_by_quack(problem, params, A, B, beta, C, D)
             plan = plans.get(kind)
             if plan is None:
@@ -149,9 +173,9 @@ def compile_for(
     problem: Problem, params: Params, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None
 ) -> None:
     """Compile the kernel for operands of a problem, and launch nothing."""
-    D = torch.empty(problem.m, problem.n, dtype=problem.dtype, device=A.device)
+    D = torch.empty(_shape(problem), dtype=problem.dtype, device=A.device)
     if problem.out == "col":
-        D = D.new_empty(problem.n, problem.m).t()
+        D = torch.empty_like(D.mT, memory_format=torch.contiguous_format).mT
     _, operands = _seen_by_quack(problem, params, A, B, 1.0, C, D)
     _plan(*operands, params)
 
@@ -168,18 +192,19 @@ def _seen_by_quack(
     C: torch.Tensor | None, D: torch.Tensor,
 ) -> tuple[str, _Operands]:  # fmt: skip
     """What becomes of C, in a word, and the operands as the kernel takes them; D is the result."""
-    a, b, d, c = A, B, D, C
+    a, b, d, c = _not_expanded(A), _not_expanded(B), D, C
     along_n = along_m = None
     kind = "none"
     if C is not None and problem.update == "bias":
         # The kernel adds a row as it stands, so β is applied here. A stride of 0 is a
         # multiple of 16 bytes, whatever n is.
-        along_n = C[0].float().mul_(beta).as_strided((1, problem.n), (0, 1))
+        row = C[(0,) * (C.ndim - 1)].float().mul_(beta)
+        along_n = row.as_strided((problem.batch, problem.n), (0, 1))
         c, kind = None, "one row"
     elif C is not None and not (kind := _order(C)):
         c, kind = D.copy_(C), _order(D)
     if params["swap"]:
-        a, b, d, c = B.mT, A, D.mT, None if c is None else c.mT
+        a, b, d, c = b.mT, a, d.mT, None if c is None else c.mT
         along_n, along_m = None, along_n
     if int(params["split"]) > 1:  # which it knows of batches only
         a, b, d, c = a[None], b[None], d[None], None if c is None else c[None]
@@ -217,14 +242,29 @@ def _plan(
     )  # fmt: skip
 
 
+def _shape(problem: Problem) -> tuple[int, ...]:
+    """The result's shape."""
+    batch = () if problem.batch == 1 else (problem.batch,)
+    return (*batch, problem.m, problem.n)
+
+
+def _not_expanded(x: torch.Tensor) -> torch.Tensor:
+    """An operand in its order, with memory for every matrix: quack does not say that TMA is fine
+    with a stride of 0.
+    """
+    if x.ndim == 2 or x.stride(0):
+        return x
+    return x.contiguous() if x.stride(2) == 1 else x.mT.contiguous().mT
+
+
 def _order(C: torch.Tensor) -> str:
     """``row`` or ``col`` where TMA can read C as it is, else "": C's layout is no one's promise."""
-    rows, cols = C.stride()
-    if C.data_ptr() % (2 * _ALIGNED):
+    *batch, rows, cols = C.stride()
+    if C.data_ptr() % (2 * _ALIGNED) or any(x == 0 or x % _ALIGNED for x in batch):
         return ""
-    if cols == 1 and rows >= C.shape[1] and rows % _ALIGNED == 0:
+    if cols == 1 and rows >= C.shape[-1] and rows % _ALIGNED == 0:
         return "row"
-    return "col" if rows == 1 and cols >= C.shape[0] and cols % _ALIGNED == 0 else ""
+    return "col" if rows == 1 and cols >= C.shape[-2] and cols % _ALIGNED == 0 else ""
 
 
 def _fits(tile: tuple[int, int], pingpong: bool) -> bool:
@@ -278,12 +318,28 @@ def _narrow(problem: Problem, units: int) -> list[dict[str, ParamValue]]:
     return found
 
 
+def _of_a_batch(problem: Problem, units: int) -> list[dict[str, ParamValue]]:
+    """Candidates of batches, of which no tile is wider than a matrix or mostly empty."""
+    swap = problem.m < problem.n and problem.m <= 128
+    rows, cols = (problem.n, problem.m) if swap else (problem.m, problem.n)
+    found = []
+    for tile_m, tile_n, pingpong, cluster_m in _OF_BATCHES:
+        if tile_m < rows + 64:
+            cluster = cluster_m if -(-rows // tile_m) % cluster_m == 0 else 1, 1
+            narrow = min(tile_n, _rounded_up(cols))
+            found.append(_params(tile_m, narrow, pingpong, cluster, swap=swap))
+    found = [p for i, p in enumerate(found) if p not in found[:i]]
+    if problem.batch * -(-rows // 128) * -(-cols // 128) <= units:  # work for a wave at most
+        found.sort(key=lambda p: int(p["tile_m"]) * int(p["tile_n"]))
+    return found[:_MOST_OF_A_BATCH]
+
+
 def _rounded_up(extent: int) -> int:
     """The narrowest tile for an extent."""
     return -(-extent // 16) * 16
 
 
-_MOST = 15
+_MOST, _MOST_OF_A_BATCH = 15, 10
 """Candidates for one problem: each costs a compilation, some seconds with its measurements."""
 
 
