@@ -41,6 +41,7 @@ def marks_for(candidate: Candidate) -> list[pytest.MarkDecorator]:
     return [
         pytest.mark.skipif(bool(reasons), reason="; ".join(reasons)),
         pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),
+        pytest.mark.filterwarnings("ignore:invalid value encountered in reduce"),  # inf - inf
     ]
 
 

@@ -4,7 +4,7 @@ Layouts mean nothing to it, shared memory is a list of tiles, and a warpgroup's 
 operands as late as the waits in the kernel allow: a buffer that is written too early shows. What
 the tensor memory accelerator brings is there when its barrier has been waited for and no earlier;
 a tile that is read before, or overwritten while it is read, is an error. So is an element of a
-result that is stored twice while nobody knows which thread comes first.
+result that is stored and then stored or read again while nobody knows which thread comes first.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
 KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
-SHARED_NAMES = "warpgroups"
-"""The module whose functions the kernels import."""
+SHARED_NAMES = ("warpgroups", "lines")
+"""The modules whose functions the kernels import, each behind those that it imports."""
 
 
 def interpreted(
@@ -33,13 +33,16 @@ def interpreted(
 
     ``change`` is a part of its source, or of what it shares, and what stands in its place.
     """
-    text = (KERNELS / f"{name}.py").read_text()
-    is_here = change[0] in text
-    if name != SHARED_NAMES:
-        interpreted(SHARED_NAMES, folder, ("", "") if is_here else change)
-    else:
-        assert is_here, change[0]
-    text = text.replace(*change, 1)  # of the empty string too
+    texts = {each: (KERNELS / f"{each}.py").read_text() for each in (name, *SHARED_NAMES)}
+    where = next((each for each, text in texts.items() if change[0] in text), None)
+    assert where is not None, change[0]
+    texts[where] = texts[where].replace(*change, 1)  # of the empty string too
+    for each in (*SHARED_NAMES, name):
+        module = _interpreted(each, folder, texts[each])
+    return module
+
+
+def _interpreted(name: str, folder: Path, text: str) -> types.ModuleType:
     # The interpreter knows constants by this very annotation, and counts with Python's numbers.
     text = text.replace("gl.constexpr", "tl.constexpr")
     text = text.replace("block.to(gl.int64)", "tl.cast(block, tl.int64)")
@@ -50,7 +53,8 @@ def interpreted(
         "from triton.experimental.gluon import language as gl",
         f"import triton.language as tl\nfrom {__name__} import gl",
     )
-    text = text.replace(f"autogemm.kernels.{SHARED_NAMES}", f"interpreted_{SHARED_NAMES}")
+    for shared in SHARED_NAMES:
+        text = text.replace(f"autogemm.kernels.{shared}", f"interpreted_{shared}")
     path = folder / f"interpreted_{name}.py"  # the interpreter reads it there
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -293,6 +297,19 @@ def fence_async_shared() -> None:
     Clock.fences += 1
 
 
+def _places(pointer: Any, mask: Any) -> Any:
+    """The addresses that are meant."""
+    places = pointer.handle.data
+    if mask is not None:
+        places = places[np.broadcast_to(mask.handle.data, places.shape)]
+    return places
+
+
+def _is_stored(places: Any) -> bool:
+    """Whether any of them has been, since all threads met."""
+    return any(np.isin(places, before).any() for before in Program.stored)
+
+
 class _Language:
     """``triton.experimental.gluon.language``; what it shares with Triton's comes from there."""
 
@@ -308,13 +325,15 @@ class _Language:
 
     def store(self, pointer: Any, value: Any, mask: Any = None) -> None:
         """Each layout has other threads store an element."""
-        places = pointer.handle.data
-        if mask is not None:
-            places = places[np.broadcast_to(mask.handle.data, places.shape)]
-        again = any(np.isin(places, before).any() for before in Program.stored)
-        assert not again, "stored again while another thread may store it"
+        places = _places(pointer, mask)
+        assert not _is_stored(places), "stored again while another thread may store it"
         Program.stored += (places,)
         tl.store(pointer, value, mask=mask)
+
+    def load(self, pointer: Any, mask: Any = None, other: Any = None) -> Any:
+        """Each layout has other threads load an element."""
+        assert not _is_stored(_places(pointer, mask)), "loaded while another thread may store it"
+        return tl.load(pointer, mask=mask, other=other)
 
     def arange(self, start: int, end: int, layout: Any = None) -> Any:
         return tl.arange(start, end)

@@ -157,7 +157,7 @@ def test_every_wait_is_needed(name: str, tmp_path: Path) -> None:
     tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
     module = gluon.interpreted("streamed_product", tmp_path, WAITS[name])
     A, B, out = normal(36, 256), normal(256, 20), torch.empty(36, 20)
-    A[3, 200] = 2.0**40
+    A[3:8, 200] = 2.0**40  # more than a line, which would be computed by itself
     with pytest.raises(errors, match="Assertion"):
         module.streamed_product(
             1.0, A, B, 0.0, None, out, terms=2, chunk=128, slices=1,

@@ -3,7 +3,7 @@
 B's columns are split beforehand, a stretch of k at a time (``kernels/split.py``): it is small, and
 every tile of rows reads it. A's blocks of k arrive in shared memory as float32; a thread splits
 just the elements that its tensor core multiplies, in registers, while the block before them is
-multiplied. Scales of A, promotions and the guard are those of ``kernels/fused_product.py``;
+multiplied. Scales of A, promotions and the guard are those of ``kernels/tandem_product.py``;
 ``docs/accuracy.md`` derives the bound.
 """
 
@@ -24,6 +24,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.lines import (
+    count_of,
+    line_in,
+    line_of_memory,
+    line_of_tiles,
+    mark,
+    store_line,
+)
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import split_columns
 from autogemm.kernels.split_product import Tiling
@@ -204,9 +212,11 @@ def _streamed_kernel(
         doubtful = any_of(_inside(m - i0, n - j0, BM, BN, W) & light)
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
+    # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
+    LINE: gl.constexpr = (BM if BM > BN else BN) if GUARD and not SHARED and TERMS == 2 else 0
     attempts = zero
-    wrong = zero + 1
-    while (wrong > 0) & (attempts < 2):
+    wrong = zero + (LINE + 1)
+    while (wrong > LINE) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
             doubtful = zero + 1
             most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
@@ -276,7 +286,8 @@ def _streamed_kernel(
             scale += n
         gl.thread_barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong = any_of(inside & ((gl.abs(total) < float("inf")) == 0))
+        bad = inside & ((gl.abs(total) < float("inf")) == 0)
+        wrong = count_of(bad) if LINE > 0 else any_of(bad)
         attempts += 1
     if GUARD:
         # What the first block certified was in units of its own.
@@ -298,8 +309,9 @@ def _streamed_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, False, BM, BN, W,
         )  # fmt: skip
-    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
-        if (doubtful > 0) & (wrong == 0):
+    if GUARD:
+        is_open = (wrong <= LINE) if LINE > 0 else (wrong == 0)
+        if (doubtful > 0) & is_open:
             # Others, so that the result may pass through where those were.
             a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
             b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
@@ -330,13 +342,45 @@ def _streamed_kernel(
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
             light = _inside(m - i0, n - j0, BM, BN, W) & (weight < enough) & (heaviest > 0)
-            wrong = any_of(light)
+            if LINE > 0:
+                wrong = gl.maximum(wrong, count_of(light))  # B's inf weighs little
+                if wrong <= LINE:
+                    mark(light, out, i0, j0, out_row, out_col, BM, BN, L)
+            else:
+                wrong = any_of(light)
+    if LINE > 0:
+        line = zero - 1  # of the tile, that is computed by itself
+        if (wrong > 0) & (wrong <= LINE):
+            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
+            wrong = gl.where(line < 0, wrong, 0)
     settle(
         total, wrong, a, b, c, out, i0, j0, m, n, first, first + length,
         chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
         c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, False, SHARED, BM,
-        BN, W,
+        BN, W, LINE,
     )  # fmt: skip
+    if LINE > 0:  # noqa: SIM102
+        if line >= 0:
+            if line < BM:
+                gl.thread_barrier()
+                row = line_of_memory(
+                    a + (i0 + line).to(gl.int64) * a_row, a_k, b + j0.to(gl.int64) * b_row, b_k,
+                    b_row, n - j0, first, first + length, BN, W,
+                )  # fmt: skip
+                store_line(
+                    row, c, out, i0 + line, j0, n - j0, False, c_row, c_col, out_row, out_col,
+                    alpha, beta, HAS_C, False, BN, W,
+                )  # fmt: skip
+            else:
+                a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+                col = line_of_tiles(
+                    b + (j0 + line - BM).to(gl.int64) * b_row, b_k, a_tiles, ((a_s, bars),), i0,
+                    first, first + length, used, A_T, 1, PAIR, BM, STAGES, W,
+                )  # fmt: skip
+                store_line(
+                    col, c, out, j0 + line - BM, i0, m - i0, False, c_col, c_row, out_col, out_row,
+                    alpha, beta, HAS_C, False, BM, W,
+                )  # fmt: skip
 
 
 def streamed_product(

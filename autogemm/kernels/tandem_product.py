@@ -3,7 +3,8 @@
 Blocks of k of both arrive as float32 by the tensor memory accelerator. A thread splits the elements
 of A that its tensor core multiplies, in registers, as ``kernels/streamed_product.py`` does, and its
 share of B's, which all of them read from shared memory, while the block before is multiplied.
-Scales, promotions and the guard are those of ``kernels/fused_product.py``; ``docs/accuracy.md``
+Scales, promotions and the guard are those of ``kernels/fused_product.py``, except that one row or
+column that alone is spoilt is computed by itself (``kernels/lines.py``). ``docs/accuracy.md``
 derives the bound.
 """
 
@@ -23,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
+from autogemm.kernels.lines import count_of, line_in, line_of_tiles, mark, store_line
 from autogemm.kernels.raster import is_gram, tile_count
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split_product import Tiling
@@ -285,9 +287,11 @@ def _tandem_kernel(
         weight = _weigh(x, y, a_down, b_down, odd_b_hi.index(0), A_T, BM, BN, MMA)
         doubtful = any_of(inside & (weight < _CERTIFIED + 1.0))
     total = gl.zeros([BM, BN], gl.float32, MMA)
+    # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
+    LINE: gl.constexpr = (BM if BM > BN else BN) if GUARD and not SHARED and TERMS == 2 else 0
     attempts = zero
-    wrong = zero + 1
-    while (wrong > 0) & (attempts < 2):
+    wrong = zero + (LINE + 1)
+    while (wrong > LINE) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
             doubtful = zero + 1
             a_most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
@@ -352,7 +356,8 @@ def _tandem_kernel(
             total += part * (1.0 + gain * (2 * (stop - start)))
         gl.thread_barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong = any_of(inside & ((gl.abs(total) < float("inf")) == 0))
+        bad = inside & ((gl.abs(total) < float("inf")) == 0)
+        wrong = count_of(bad) if LINE > 0 else any_of(bad)
         attempts += 1
     if doubtful > 0:
         doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
@@ -371,8 +376,9 @@ def _tandem_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
-    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
-        if (doubtful > 0) & (wrong == 0):
+    if GUARD:
+        is_open = (wrong <= LINE) if LINE > 0 else (wrong == 0)
+        if (doubtful > 0) & is_open:
             # Others, so that the result may pass through where those were.
             a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
             b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
@@ -395,13 +401,50 @@ def _tandem_kernel(
                 used += 1
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
-            wrong = any_of(inside & (weight < enough) & (weight != 0))
+            light = inside & (weight < enough) & (weight != 0)
+            if LINE > 0:
+                wrong = gl.maximum(wrong, count_of(light))
+                if wrong <= LINE:
+                    mark(light, out, i0, j0, out_row, out_col, BM, BN, MMA)
+            else:
+                wrong = any_of(light)
+    if LINE > 0:
+        line = zero - 1  # of the tile, that is computed by itself
+        if (wrong > 0) & (wrong <= LINE):
+            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
+            wrong = gl.where(line < 0, wrong, 0)
     settle(
         total, wrong, a, b, c, out, i0, j0, m, n, first, first + length,
         chunk_pairs * BK, a_row, a_k, b_row, b_k,
         c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, GRAM, SHARED, BM,
-        BN, W,
+        BN, W, LINE,
     )  # fmt: skip
+    if LINE > 0:  # noqa: SIM102
+        if line >= 0:
+            if line < BM:
+                b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
+                odd_b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
+                row = line_of_tiles(
+                    a + (i0 + line).to(gl.int64) * a_row, a_k, b_tiles,
+                    ((b_s, b_bars), (odd_b_s, odd_b_bars)), j0, first, first + length, used,
+                    not B_T, 2, BK, BN, STAGES, W,
+                )  # fmt: skip
+                store_line(
+                    row, c, out, i0 + line, j0, n - j0, i0 != j0, c_row, c_col, out_row, out_col,
+                    alpha, beta, HAS_C, GRAM, BN, W,
+                )  # fmt: skip
+            else:
+                a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+                odd_a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
+                col = line_of_tiles(
+                    b + (j0 + line - BM).to(gl.int64) * b_row, b_k, a_tiles,
+                    ((a_s, a_bars), (odd_a_s, odd_a_bars)), i0, first, first + length, used,
+                    A_T, 2, BK, BM, STAGES, W,
+                )  # fmt: skip
+                store_line(
+                    col, c, out, j0 + line - BM, i0, m - i0, i0 != j0, c_col, c_row, out_col,
+                    out_row, alpha, beta, HAS_C, GRAM, BM, W,
+                )  # fmt: skip
 
 
 def tandem_product(

@@ -223,15 +223,18 @@ def settle(
     total, wrong, a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row,
     c_col, out_row, out_col, alpha, beta, HAS_C: gl.constexpr, ROWS: gl.constexpr,
     OUT_T: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr, LINE: gl.constexpr = 0,
 ):  # fmt: skip
     """Compute a tile that is ``wrong`` again, over k in [first, last); else write it, if C was
     kept for that (SHARED: the result takes its place).
+
+    ``wrong`` is 0 or 1, where LINE is not 0 a count.
     """
     if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if wrong > 0:
             gl.thread_barrier()  # whichever thread stored an element is to have done so
-            i0 += wrong - 1  # 0, unknown to the compiler, which would keep addresses of a store
+            # 0, unknown to the compiler, which would keep addresses of a store.
+            i0 += (wrong >> 20) if LINE > 0 else (wrong - 1)
             again = ieee_tile(
                 a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM, BN, W
             )

@@ -1,0 +1,180 @@
+"""One row or column of a tile, what one bad element spoils, in IEEE arithmetic (Gluon).
+
+It is found in what was stored. Only the other operand is read, a block of k at a time. A sum is a
+tree over a block, its leaves chains of one element a block: at most P/B + log2(B) roundings for P
+elements in blocks of B.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+
+from autogemm.kernels.warpgroups import arrive, in_registers
+
+_AT_ONCE = gl.constexpr(16)
+"""Columns of a tile that are read at a time; no tile has fewer."""
+
+
+@gluon.jit
+def count_of(condition):
+    """How many elements it holds for."""
+    return gl.sum(gl.sum(condition.to(gl.int32), 1), 0)
+
+
+@gluon.jit
+def mark(
+    wrong, out, i0, j0, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
+):  # fmt: skip
+    """Make NaN of elements of a tile that was stored; L is the layout of ``wrong``."""
+    i = (i0 + gl.arange(0, BM, layout=gl.SliceLayout(1, L))).to(gl.int64)
+    j = (j0 + gl.arange(0, BN, layout=gl.SliceLayout(0, L))).to(gl.int64)
+    nan = gl.zeros([BM, BN], gl.float32, L) + float("nan")
+    gl.thread_barrier()  # whichever thread stored an element is to have done so
+    gl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=wrong)
+
+
+@gluon.jit
+def line_in(
+    out, i0, j0, m, n, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr
+):  # fmt: skip
+    """The one line that holds all that is inf or NaN of a stored tile in which something is.
+
+    A row's number, a column's behind all of the rows', or -1 where there is no such line.
+    """
+    L: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [W, 1], [1, 0])
+    gl.thread_barrier()
+    i = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
+    out += (i0 + i).to(gl.int64)[:, None] * out_row
+    in_row = i * 0
+    cols = i0 * 0  # how many in the upper half, the sum of their numbers in the lower
+    for at in range(0, BN, _AT_ONCE):
+        each = at + gl.arange(0, _AT_ONCE, layout=gl.SliceLayout(0, L))
+        x = gl.load(
+            out + (j0 + each).to(gl.int64)[None, :] * out_col,
+            mask=(i < m - i0)[:, None] & (each < n - j0)[None, :],
+            other=0.0,
+        )
+        is_bad = ((gl.abs(x) < float("inf")) == 0).to(gl.int32)
+        in_row = gl.maximum(in_row, gl.max(is_bad, 1))
+        cols += gl.sum(gl.max(is_bad, 0) * (65536 + each), 0)
+    rows = gl.sum(in_row * (65536 + i), 0)
+    line = gl.where(cols >> 16 == 1, BM + (cols & 65535), -1)
+    return gl.where(rows >> 16 == 1, rows & 65535, line)
+
+
+@gluon.jit
+def _bring(
+    tiles, kind, at, j0, number, wanted, K_FIRST: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start to bring a tile to where number ``number`` of its kind goes."""
+    tiles_s, bars = kind
+    stage = number % STAGES
+    bar = bars.index(stage)
+    mbarrier.expect(bar, BYTES, pred=wanted)
+    if K_FIRST:
+        tma.async_copy_global_to_shared(tiles, [at, j0], bar, tiles_s.index(stage), pred=wanted)
+    else:
+        tma.async_copy_global_to_shared(tiles, [j0, at], bar, tiles_s.index(stage), pred=wanted)
+
+
+@gluon.jit
+def line_of_tiles(
+    x, x_k, tiles, kinds, j0, first, last, used, K_FIRST: gl.constexpr, KINDS: gl.constexpr,
+    BK: gl.constexpr, WIDE: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """The sums of x[k]·y[k, j] over k in [first, last), y being the other operand's tiles.
+
+    These are of BK by WIDE, or transposed unless K_FIRST, and arrive in turn at the ``kinds`` of
+    memory with their barriers, of which each has seen ``used`` of its kind.
+    """
+    L: gl.constexpr = in_registers(1 if K_FIRST else 0, BK, WIDE, W)
+    STEP: gl.constexpr = KINDS * BK
+    each = gl.arange(0, BK, layout=gl.SliceLayout(1, L))
+    fence_async_shared()
+    gl.thread_barrier()
+    for s in gl.static_range(STAGES):
+        for h in gl.static_range(KINDS):
+            at = first + s * STEP + h * BK
+            _bring(
+                tiles, kinds[h], at, j0, used + s, first + s * STEP < last, K_FIRST,
+                4 * BK * WIDE, STAGES,
+            )  # fmt: skip
+    total = gl.zeros([BK, WIDE], gl.float32, L)
+    for start in range(first, last, STEP):
+        for h in gl.static_range(KINDS):
+            k = start + h * BK + each
+            value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
+            tiles_s, bars = kinds[h]
+            arrive(bars, used, STAGES)
+            y = tiles_s.index(used % STAGES)
+            if not K_FIRST:
+                y = y.permute((1, 0))
+            total += value[:, None] * y.load(L)
+        gl.thread_barrier()
+        ahead = start + STAGES * STEP
+        for h in gl.static_range(KINDS):
+            _bring(
+                tiles, kinds[h], ahead + h * BK, j0, used + STAGES, ahead < last, K_FIRST,
+                4 * BK * WIDE, STAGES,
+            )  # fmt: skip
+        used += 1
+    return gl.sum(total, 0)
+
+
+@gluon.jit
+def line_of_memory(
+    x, x_k, y, y_k, y_col, cols, first, last, WIDE: gl.constexpr, W: gl.constexpr
+):  # fmt: skip
+    """The sums of x[k]·y[k, j] over k in [first, last) for columns j, which lie as they like."""
+    L: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [W, 1], [1, 0])
+    STEP: gl.constexpr = 512 * W // WIDE  # sixteen elements to a thread
+    each = gl.arange(0, STEP, layout=gl.SliceLayout(1, L))
+    j = gl.arange(0, WIDE, layout=gl.SliceLayout(0, L))
+    y += (j.to(gl.int64) * y_col)[None, :]
+    total = gl.zeros([STEP, WIDE], gl.float32, L)
+    for start in range(first, last, STEP):
+        k = start + each
+        value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
+        others = gl.load(
+            y + (k.to(gl.int64) * y_k)[:, None],
+            mask=(k < last)[:, None] & (j < cols)[None, :],
+            other=0.0,
+        )
+        total += value[:, None] * others
+    return gl.sum(total, 0)
+
+
+@gluon.jit
+def store_line(
+    total, c, out, i, j, cols, is_mirrored, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: gl.constexpr, GRAM: gl.constexpr, WIDE: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """Write α·total + β·C to row i from column j on; of a Gram matrix also its mirror image."""
+    i = i.to(gl.int64)
+    j = j.to(gl.int64)
+    _store_line(
+        total, c + (i * c_row + j * c_col), out + (i * out_row + j * out_col), cols, c_col,
+        out_col, alpha, beta, HAS_C, WIDE, W,
+    )  # fmt: skip
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if is_mirrored:
+            _store_line(
+                total, c + (j * c_row + i * c_col), out + (j * out_row + i * out_col), cols, c_row,
+                out_row, alpha, beta, HAS_C, WIDE, W,
+            )  # fmt: skip
+
+
+@gluon.jit
+def _store_line(
+    total, c, out, cols, c_step, out_step, alpha, beta, HAS_C: gl.constexpr, WIDE: gl.constexpr,
+    W: gl.constexpr,
+):  # fmt: skip
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    j = gl.arange(0, WIDE, layout=L)
+    total = alpha * gl.convert_layout(total, L)
+    if HAS_C:
+        total += beta * gl.load(c + j.to(gl.int64) * c_step, mask=j < cols, other=0.0)
+    gl.store(out + j.to(gl.int64) * out_step, total, mask=j < cols)

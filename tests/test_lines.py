@@ -1,0 +1,387 @@
+"""What one bad element spoils, a row or a column of a tile, is computed by itself.
+
+On a GPU as it is, elsewhere in Triton's interpreter, in Gluon by ``interpreted_gluon``; there an
+alarm goes off where a tile is multiplied twice, or computed again as a whole.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from gluon_stand_in import marks_for
+from test_kernels import LAYOUTS, ON_GPU, PLACE, emulated, normal, serve
+from test_streamed import streamed, turned
+from test_tandem import tandem
+
+from autogemm.grading.oracle import Truth
+from autogemm.strategies import Candidate
+
+errors = importlib.import_module("triton.runtime.errors")
+
+pytestmark = marks_for(tandem())
+
+M, N, K = 68, 20, 244
+"""Two rows of tiles and four slices (two of one form), the last of each cut short."""
+SLICED = 4
+FORMS = {"tandem": tandem(), "streamed": streamed(64, 32)}
+OTHERS = {
+    "fused": emulated("fused", "fp16x3"),
+    "tandem, one term": tandem(64, 128, 4, 1, method="fp16", chunk=512),
+    "streamed, one term": streamed(64, 16, 64, method="fp16", chunk=128),
+}
+"""These compute tiles again."""
+BAD = {"inf": math.inf, "-inf": -math.inf, "NaN": math.nan, "1e30": 1e30, "1e38": 1e38}
+Operands = tuple[torch.Tensor, torch.Tensor]
+PLACES = {"first block": 3, "first of a block": 64, "second slice": 110, "last": 243}
+
+
+def alarm(*given: Any) -> Any:
+    raise AssertionError("alarm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Those in Gluon, with what they share, where there is no GPU."""
+    made: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        if not ON_GPU:
+            gluon = importlib.import_module("interpreted_gluon")
+            for name in ("tandem_product", "streamed_product"):
+                # A name that is there, so that an alarm can take its place.
+                change = ("doubtful = zero + 1", "doubtful = settle.again(zero)")
+                module = gluon.interpreted(name, tmp_path_factory.mktemp(name), change)
+                module.settle.again = lambda zero: zero + 1
+                patch.setitem(sys.modules, f"autogemm.kernels.{name}", module)
+                made[name] = module
+        yield made
+
+
+@pytest.fixture
+def alarms(kernels: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in kernels.values():
+        monkeypatch.setattr(module.settle, "again", alarm)
+        monkeypatch.setitem(module.settle.__wrapped__.__globals__, "ieee_tile", alarm)
+
+
+def of(form: str, slices: int) -> Candidate:
+    chosen = (FORMS | OTHERS)[form]
+    return Candidate.of("emulated_fp32", **(chosen.kwargs | {"slices": slices}))
+
+
+def check(
+    candidate: Candidate, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor | None = None,
+    out: str = "new",
+) -> None:  # fmt: skip
+    alpha, beta = (1.0, 0.0) if C is None else (-0.5, 1.5)
+    truth = Truth(alpha, A.cpu(), B.cpu(), beta, None if C is None else C.cpu())
+    assert serve(candidate, alpha, A, B, beta, C, out, truth), "it was not served"
+
+
+def wider(x: torch.Tensor) -> torch.Tensor:
+    """The same with rows that go on."""
+    rows = torch.full((x.shape[0], x.shape[1] + 12), math.nan, device=PLACE)
+    rows[:, : x.shape[1]] = x
+    return rows[:, : x.shape[1]]
+
+
+def operands() -> Operands:
+    return normal(M, K), normal(K, N)
+
+
+def with_one(value: float, at: int) -> Iterator[Operands]:
+    """One bad element, of A or of B, that meets a zero: inf·0 is NaN, 1e30·0 leaves the others."""
+    A, B = operands()
+    A[66, at], B[at, 7] = value, 0
+    yield A, B
+    A, B = operands()
+    B[at, 19], A[5, at] = value, 0
+    yield A, B
+
+
+def in_one_line() -> Iterator[Operands]:
+    for one, other in ((1e30, -1e30), (math.inf, -math.inf), (1e38, math.nan), (math.inf, 1e30)):
+        A, B = operands()
+        A[3, 100], A[3, 110], A[3, 243] = one, other, other
+        yield A, B
+        A, B = operands()
+        B[100, 5], B[110, 5], B[243, 5] = one, other, other
+        yield A, B
+    A, B = operands()
+    A[3] = math.inf
+    yield A, B
+    A, B = operands()
+    B[:, 5] = math.nan
+    yield A, B
+
+
+def in_several_lines(value: float) -> Iterator[Operands]:
+    A, B = operands()
+    A[3, 110], B[100, 5] = value, value
+    yield A, B
+    A, B = operands()
+    A[3, 110] = A[5, 120] = value
+    yield A, B
+    A, B = operands()
+    B[110, 3] = B[120, 4] = value
+    yield A, B
+
+
+def beside_doubt(value: float) -> Iterator[Operands]:
+    """A row's scale is too coarse for all but one element, which is multiplied by zeros."""
+    A, B = operands()
+    A[5, 64], B[64] = 2.0**60, 0
+    A[3, 100] = value
+    yield A, B
+    A, B = operands()
+    A[:, 64], B[64, 4] = 0, 2.0**60
+    B[100, 3] = value
+    yield A, B
+    A, B = operands()
+    A[5:15, 64], B[64] = 2.0**60, 0  # more than a line
+    A[3, 100] = value
+    yield A, B
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("form", FORMS)
+def test_one_bad_element_costs_a_row_or_a_column(form: str, value: str, where: str) -> None:
+    """Also where it is the one by which others are scaled, whose weight then does not suffice."""
+    for A, B in with_one(BAD[value], PLACES[where]):
+        for slices in (1, SLICED):
+            check(of(form, slices), A, B)
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("form", FORMS)
+def test_several_bad_elements_may_share_a_line(form: str) -> None:
+    for A, B in in_one_line():
+        for slices in (1, SLICED):
+            check(of(form, slices), A, B)
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_line_may_be_in_doubt_alone(form: str, where: str) -> None:
+    """Its scale is too coarse for all but the element that sets it, which meets zeros."""
+    at = PLACES[where]
+    for slices in (1, SLICED):
+        A, B = operands()
+        A[66, at], B[at] = 2.0**60, 0
+        check(of(form, slices), A, B)
+        A, B = operands()
+        A[:, at], B[at, 19] = 0, 2.0**60
+        check(of(form, slices), A, B)
+
+
+@pytest.mark.parametrize("value", ["inf", "NaN", "1e30"])
+@pytest.mark.parametrize("form", OTHERS)
+def test_forms_that_compute_tiles_again_keep_the_bound(form: str, value: str) -> None:
+    for at in PLACES.values():
+        for A, B in with_one(BAD[value], at):
+            check(of(form, 1), A, B)
+            check(of(form, SLICED), A, B, normal(M, N))
+    for slices in (1, SLICED):
+        for make in (in_several_lines, beside_doubt):
+            for A, B in make(BAD[value]):
+                check(of(form, slices), A, B)
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_those_forms_keep_it_with_several_bad_elements_in_a_line(form: str) -> None:
+    for A, B in in_one_line():
+        for slices in (1, SLICED):
+            check(of(form, slices), A, B)
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_bad_beyond_an_operand(form: str) -> None:
+    """A tile of one row, of one column, of one element; the rest of it is no part of the result."""
+    bn = int(FORMS[form].kwargs["bn"])
+    for rows, cols in ((65, 20), (68, bn + 1), (65, bn + 1)):
+        for value in (math.nan, 1e30):
+            A, B = normal(rows, K), normal(cols, K).t()
+            A[rows - 1, 100] = value
+            check(of(form, SLICED), A, B, None, "row")
+            A, B = normal(rows, K), normal(cols, K).t()
+            B[100, cols - 1] = value
+            check(of(form, 1), A, B, None, "row")
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
+@pytest.mark.parametrize("form", FORMS)
+def test_operands_and_results_lie_as_they_may(form: str, layout: str) -> None:
+    """C shows beside a large element where that meets zeros. What lies behind k is NaN."""
+    for value, in_a in ((math.nan, True), (1e30, True), (-math.inf, False), (1e30, False)):
+        A, B = operands()
+        if in_a:
+            A[66, 100], B[100, :19] = value, 0
+        else:
+            B[100, 13], A[60:, 100] = value, 0
+        A = LAYOUTS["col"](A) if layout[0] == "t" else wider(A)
+        B = LAYOUTS["col"](B) if layout[1] == "t" else B
+        C = normal(M, N)
+        for order, out in (("row", "new"), ("col", "block"), ("block", "row"), ("row", "col")):
+            for slices in (1, SLICED):
+                check(of(form, slices), A, B, LAYOUTS[order](C), out)
+        check(of(form, 1), A, B, C[:1].expand(M, N))
+        check(of(form, SLICED), A, B, C, "C")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_result_in_place_keeps_the_bound(form: str) -> None:
+    """Lines are looked for in what was stored, which is C there."""
+    C = normal(M, N)
+    special = C.clone()
+    special[7, 9] = math.inf
+    for value in (math.inf, 1e30):
+        A, B = operands()
+        A[66, 100] = value
+        check(of(form, 1), A, B, C, "C")
+        check(of(form, 1), A, B, special, "C")
+        A, B = operands()
+        B[100, 3] = value
+        check(of(form, 1), A, B, C, "C")
+        check(of(form, 1), A, B, special, "C")
+    A, B = operands()
+    A[66, 3], B[3] = 2.0**60, 0  # in doubt
+    check(of(form, 1), A, B, C, "C")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_c_holds_is_no_line_of_its_own(form: str) -> None:
+    A, B = operands()
+    A[66, 100] = math.inf
+    C = normal(M, N)
+    C[67, 3] = C[2, 4] = math.inf
+    check(of(form, 1), A, B, C)
+    A, B = operands()
+    A[66, 3], B[3] = 2.0**60, 0
+    check(of(form, 1), A, B, C)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_and_columns_are_computed_with_their_tile(form: str) -> None:
+    for value in (math.inf, math.nan, 1e30):
+        for A, B in in_several_lines(value):
+            for slices in (1, SLICED):
+                check(of(form, slices), A, B)
+    A, B = operands()
+    check(of(form, 1), torch.full_like(A, math.inf), B)
+    check(of(form, SLICED), A, torch.full_like(B, math.nan))
+
+
+@pytest.mark.skipif(ON_GPU, reason="a compiled kernel raises no alarm")
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("form", FORMS)
+def test_alarms_go_off(form: str) -> None:
+    for rows, cols in (((3, 5), ()), ((), (3, 4)), ((3,), (5,))):
+        A, B = operands()
+        A[rows, 110] = B[100, cols] = math.inf
+        with pytest.raises(errors.InterpreterError, match="alarm"):
+            check(of(form, 1), A, B)
+    A, B = operands()
+    A[3, 110] = math.inf
+    with pytest.raises(errors.InterpreterError, match="alarm"):
+        check(of(form, 1), A, B, normal(M, N), "C")
+
+
+@pytest.mark.skipif(ON_GPU, reason="a compiled kernel raises no alarm")
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("form", FORMS)
+def test_more_than_a_line_is_scaled_again_rather(
+    form: str, kernels: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is an alarm where it is computed in IEEE arithmetic."""
+    A, B = operands()
+    A[:, 110] *= 2.0**8
+    with pytest.raises(errors.InterpreterError, match="alarm"):
+        check(of(form, 1), A, B)
+    for module in kernels.values():
+        monkeypatch.setattr(module.settle, "again", lambda zero: zero + 1)
+    check(of(form, 1), A, B)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("form", FORMS)
+def test_doubt_of_other_elements_is_looked_into(form: str, value: str) -> None:
+    for A, B in beside_doubt(BAD[value]):
+        for slices in (1, SLICED):
+            check(of(form, slices), A, B)
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bad_line_may_weigh_little(form: str, value: str) -> None:
+    """Others, whose sums cancel, are certified by their weight."""
+    for in_a in (True, False):
+        x, y = normal(M, 64), normal(64, N)
+        A = torch.cat([torch.zeros_like(x), x, x], 1)
+        B = torch.cat([torch.zeros_like(y), y, -y], 0)
+        if in_a:
+            A[3] *= 2.0**-60
+            A[3, 170], A[3, 0] = BAD[value], 1
+        else:
+            B[:, 3] *= 2.0**-60
+            A[:, 64], A[:, 128], B[64, 3] = 0, 0, 1
+            B[170, 3], B[0, 3] = BAD[value], 1
+        check(of(form, 1), A, B)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("form", ["tandem", "tandem, one term", "fused"])
+def test_a_line_of_a_gram_matrix_is_mirrored(form: str, value: str) -> None:
+    X = normal(132, K)
+    X[3, 110], X[100, 50] = BAD[value], 0
+    for A in (X, LAYOUTS["col"](X)):
+        for slices in (1, SLICED):
+            check(of(form, slices), A, A.t())
+            check(of(form, slices), A, A.t(), normal(132, 132), "block")
+    Y = normal(65, K)  # the last tile is one element, on the diagonal
+    Y[64, 110] = BAD[value]
+    check(of(form, 1), Y, Y.t(), normal(65, 65), "row")
+
+
+@pytest.mark.usefixtures("alarms")
+def test_a_product_computed_transposed_is_as_good() -> None:
+    for value in BAD.values():
+        A, B = normal(20, K), normal(K, M)
+        A[7, 100] = value
+        check(turned(streamed(64, 32)), A, B, normal(20, M))
+        A, B = normal(20, K), normal(K, M)
+        B[100, 66] = value
+        check(turned(streamed(64, 32)), A, B, normal(20, M), "col")
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("k", [65, 96, 97, 127, 191])
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_of_every_length_keep_the_bound(form: str, k: int) -> None:
+    """In all columns but one the bad element meets zeros: no other may be missing there."""
+    params = FORMS[form].kwargs
+    name = f"{params['form']}_product"
+    run = getattr(importlib.import_module(f"autogemm.kernels.{name}"), name)
+    tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
+    A, B = normal(k, 36).t(), normal(k, 20)
+    A[3, k - 1], B[k - 1, :19] = 1e30, 0
+    pairs = [(A, B), (B.t(), A.t())] if form == "tandem" else [(A, B)]
+    for x, y in pairs:
+        for stages in (1, 2, 4) if form == "tandem" else (2, 4):
+            out = torch.full((len(x), y.shape[1]), math.nan, device=PLACE)
+            run(
+                1.0, x, y, 0.0, None, out, terms=2, chunk=params["chunk"], slices=1, gain=0.0,
+                tiling=tiling(params["bm"], params["bn"], params["bk"], params["warps"], stages),
+            )  # fmt: skip
+            exact, weight = x.double() @ y.double(), x.double().abs() @ y.double().abs()
+            assert ((out.double() - exact).abs() <= 2.0**-24 * (32 + 3 * k) * weight).all()
