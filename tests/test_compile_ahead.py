@@ -78,7 +78,7 @@ from autogemm import compile_ahead
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import BY_NAME
 
-DEVICE = replace(GPU, units=132, packages=frozenset({"quack", "cutlass"}))
+DEVICE = replace(GPU, units=132, packages=frozenset({"quack", "cutlass", "triton"}))
 def problem(m, n, k, **facts):
     return contiguous_problem(m, n, k, torch.bfloat16, **facts)
 """

@@ -22,9 +22,10 @@ from autogemm.grading.oracle import truth_of
 from autogemm.problem import Problem, contiguous_problem, problem_of
 from autogemm.strategies import BY_NAME
 from autogemm.strategies import cute as module
+from autogemm.strategies.triton_gemm import TritonGemm
 
 CUTE = BY_NAME["cute"]
-HOPPER = replace(GPU, units=132, packages=frozenset({"quack", "cutlass"}))
+HOPPER = replace(GPU, units=132, packages=frozenset({"quack", "cutlass", "triton"}))
 PLAIN: dict[str, Any] = {
     "tile_m": 128, "tile_n": 128, "cluster_m": 2, "cluster_n": 1, "pingpong": True,
     "swap": False, "split": 1,
@@ -189,9 +190,8 @@ def batch(count: int, rows: int, cols: int, layout: str) -> torch.Tensor:
 @pytest.mark.parametrize("out", ["none", "row", "col", "interleaved", "inplace"])
 @pytest.mark.parametrize(
     ("a", "b"),
-    [("row", "col"), ("col", "row"), ("interleaved", "interleaved"), ("shared", "shared col"),
-     ("row", "shared"), ("shared col", "col")],
-)  # fmt: skip
+    [("row", "col"), ("col", "row"), ("interleaved", "interleaved"), ("col", "interleaved")],
+)
 def test_every_batch_it_takes_reaches_the_kernel_and_comes_back_right(
     a: str, b: str, c: str, out: str, swap: bool, quack: Quack
 ) -> None:
@@ -217,10 +217,10 @@ def test_every_batch_it_takes_reaches_the_kernel_and_comes_back_right(
     )  # fmt: skip
 
 
-def test_a_batch_is_copied_only_where_one_matrix_serves_all(
+def test_a_batch_reaches_the_kernel_as_it_lies(
     quack: Quack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    A, B, C = batch(3, 24, 72, "shared"), batch(3, 72, 40, "interleaved"), batch(3, 24, 40, "col")
+    A, B, C = batch(3, 24, 72, "row"), batch(3, 72, 40, "interleaved"), batch(3, 24, 40, "col")
     seen: list[Any] = []
     monkeypatch.setattr(
         sys.modules["quack.gemm"], "run_gemm_plan", lambda plan, *given, **_: seen.extend(given)
@@ -229,9 +229,7 @@ def test_a_batch_is_copied_only_where_one_matrix_serves_all(
         stated = problem_of(A, B, C, None, False)
         CUTE.bind(stated, HOPPER, {**PLAIN, "swap": swap})(1.5, A, B, 0.5, C, None)
     a, b, d, c, b_swapped, a_swapped, d_swapped, c_swapped = seen
-    for copied in (a, a_swapped):
-        assert copied.shape == A.shape
-        assert copied.stride() == (24 * 72, 72, 1)
+    assert a is a_swapped is A
     assert b is B
     assert c is C
     assert b_swapped.data_ptr() == B.data_ptr()
@@ -239,8 +237,35 @@ def test_a_batch_is_copied_only_where_one_matrix_serves_all(
     assert c_swapped.stride() == C.mT.stride()
     assert d.shape == (3, 24, 40)
     assert d_swapped.shape == (3, 40, 24)
-    most = (A.numel() + B.numel()) * 2  # both may be shared
-    assert CUTE.workspace_bytes(stated, PLAIN) == most
+    assert CUTE.workspace_bytes(stated, PLAIN) == 0
+
+
+def test_batches_with_a_shared_operand_are_left_to_triton_gemm(
+    quack: Quack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(
+        TritonGemm, "bind", lambda self, problem, device, params: lambda *call: served.append(call)
+    )
+    A, B = batch(3, 24, 72, "row"), batch(3, 72, 40, "row")
+    run = CUTE.bind(problem_of(A, B, None, None, True), HOPPER, PLAIN)
+    shared = batch(3, 24, 72, "shared"), batch(3, 72, 40, "shared")
+    for a, b in ((shared[0], B), (A, shared[1]), shared):
+        call = (1.5, a, b, 0.0, None, None)
+        assert run(*call) is None
+        assert served.pop() == call
+    assert not quack.compiled
+    run(1.5, A, B, 0.0, None, None)
+    assert not served
+    assert len(quack.compiled) == 1
+    for n in (16, 64, 72, 4096):
+        tile = module._tile(problem(n=n, batch=3))
+        assert not TritonGemm().reasons_not(problem(n=n, batch=3), HOPPER, tile)
+    without = replace(HOPPER, packages=HOPPER.packages - {"triton"})
+    (reason,) = CUTE.reasons_not(problem(batch=3), without, PLAIN)
+    assert "shared operand" in reason
+    assert "'triton'" in reason
+    assert not CUTE.reasons_not(problem(), without, PLAIN)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1, 1), (2, 0.5), (1.5, 1.0)])

@@ -13,13 +13,14 @@ import pytest
 import torch
 from invented import GPU
 from test_half_product import HALVES, candidate, product
-from test_kernels import PLACE, gpu_problem, here, normal, serve
+from test_kernels import PLACE, checked_descriptor, gpu_problem, here, normal, serve
 
 from autogemm.grading.oracle import truth_of
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 
 half_batches = importlib.import_module("autogemm.kernels.half_batch")
+operand_tiles = importlib.import_module("autogemm.kernels.operands")
 Tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -38,6 +39,11 @@ SIZES = {
     "nt": (3, 19, 67, 40),
     "tt": (2, 72, 21, 104),
 }
+
+
+@pytest.fixture(autouse=True)
+def _descriptors_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operand_tiles, "_unchecked", checked_descriptor)
 
 
 def operands(
@@ -143,8 +149,19 @@ def test_results_far_apart_are_written_where_they_belong() -> None:
     run(A, B, None, out)
     assert torch.equal(out, exact)
     assert not memory[..., 0].any(), "memory beside the result changed"
+    apart = torch.zeros(3, 24 * 24 + 1, dtype=torch.float16, device=PLACE)  # rows alone are aligned
+    for C in (None, apart[:, :-1].view(3, 24, 24)):
+        out = torch.zeros_like(apart)[:, :-1].view(3, 24, 24)
+        assert torch.equal(run(A, B, C, out), exact)
     odd = torch.zeros(3, 24, 27, dtype=torch.float16, device=PLACE)[..., :24]
     assert torch.equal(run(A, B, odd, odd), exact)
+
+
+def test_the_stride_over_a_single_row_means_nothing() -> None:
+    A, B = operands("nn", 3, 1, 24, 40)
+    exact = run(A, B)
+    for stride in (0, 1, 5):
+        assert torch.equal(run(A.as_strided(A.shape, (40, stride, 1)), B), exact)
 
 
 def test_a_single_product_is_not_handed_to_the_kernel_for_batches() -> None:
@@ -178,6 +195,14 @@ def test_reasons_name_the_operand_that_cannot_be_read() -> None:
     assert "k is whole in batches" in reason
     direct = {**candidate().kwargs, "reads": "direct"}
     assert STRATEGY.reasons_not(batch_of(a="row-unaligned"), GPU, direct)
+
+
+def test_no_launch_has_more_programs_than_there_can_be() -> None:
+    most = batch_of(m=64, n=64, batch=2**31 - 2**16)
+    assert not STRATEGY.reasons_not(most, GPU, TILES[0].kwargs)
+    for more in (replace(most, batch=most.batch + 1), replace(most, m=65)):
+        (reason,) = STRATEGY.reasons_not(more, GPU, TILES[0].kwargs)
+        assert "programs at most" in reason
 
 
 def test_the_space_of_a_batch_has_tiles_of_its_matrices_and_no_slices() -> None:

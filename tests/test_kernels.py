@@ -42,6 +42,7 @@ if not ON_GPU:
 
 launching = importlib.import_module("autogemm.kernels.launch")
 staging = importlib.import_module("autogemm.kernels.staging")
+_unchecked = importlib.import_module("autogemm.kernels.operands")._unchecked
 finishing = importlib.import_module("autogemm.kernels.finish")
 axpby = importlib.import_module("autogemm.kernels.axpby").axpby
 
@@ -425,6 +426,25 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library | None:
 
 def here() -> Device:
     return device_of(PLACE) if ON_GPU else GPU
+
+
+def checked_descriptor(
+    x: torch.Tensor, shape: list[int], strides: list[int], tile: list[int]
+) -> object:
+    """A descriptor, after a look at what the hardware asks of it and at what it says.
+
+    To stand in for ``operands._unchecked``, which makes it without a look.
+    """
+    assert x.data_ptr() % 16 == 0
+    assert strides[-1] == 1
+    assert all(s > 0 and s * x.element_size() % 16 == 0 for s in strides[:-1]), strides
+    assert all(1 <= rows <= 256 for rows in tile), tile
+    told = x.as_strided(shape, strides)
+    meant = x[:1] if x.ndim == 3 and shape[0] == 1 else x
+    assert told.shape == meant.shape
+    for extent, stride, own in zip(shape, strides, meant.stride(), strict=True):
+        assert extent == 1 or stride == own, (strides, x.stride())
+    return _unchecked(x, shape, strides, tile)
 
 
 def gpu_problem(

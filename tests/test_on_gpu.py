@@ -131,6 +131,40 @@ def test_a_batch_of_float32_in_one_launch_keeps_the_contract(
                 check(result, 1.5, a, b, -0.5, C)
 
 
+@pytest.mark.parametrize("name", ["triton_gemm", "cute", "cublaslt", "short"])
+@pytest.mark.parametrize(
+    ("batch", "m", "n", "k"), [(96, 256, 256, 64), (32, 256, 64, 128), (7, 136, 56, 40)]
+)
+def test_every_way_to_compute_a_batch_keeps_the_contract(
+    name: str, batch: int, m: int, n: int, k: int
+) -> None:
+    """Heads between each other, shared operands, C over all of a batch, results of any layout."""
+    strategy, here = BY_NAME[name], device_of(torch.device("cuda"))
+    ran = 0
+    for dtype in strategy.dtypes & {torch.float32, torch.float64, *HALVES}:
+        A, B = normal(batch, m, k, dtype=dtype), normal(batch, k, n, dtype=dtype)
+        C = normal(batch, m, n, dtype=dtype)
+        heads = [x.movedim(0, 1).contiguous().movedim(1, 0) for x in (A, B, C)]
+        odd = C.new_empty(batch, m * n + 3)[:, 3:].view(batch, m, n).copy_(C)
+        calls = [
+            (A, B, None, None), (A, B.mT.contiguous().mT, C, None), (*heads, None),
+            (A[:1].expand(A.shape), B, C[:1].expand(C.shape), None),
+            (A, B[:1].expand(B.shape), C[:, :1].expand(C.shape), C.mT.contiguous().mT),
+            (A, B, C[:1, :1].expand(C.shape), None), (A, B, odd, C.clone()), (A, B, odd, odd),
+        ]  # fmt: skip
+        for a, b, c, out in calls:
+            beta, before = (0.0, None) if c is None else (-0.5, c.clone())
+            problem = problem_of(a, b, c, out, c is None)
+            for candidate in strategy.candidates(problem, here)[:3]:
+                run = strategy.bind(problem, here, candidate.kwargs)
+                check(run(1.5, a, b, beta, c, out), 1.5, a, b, beta, before)
+                ran += 1
+                if out is c and out is not None:
+                    out.copy_(before)
+    if not ran:
+        pytest.skip(f"{name} has nothing for these here")
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_nothing_waits_for_the_device(shape: tuple[int, int, int]) -> None:
     m, n, k = shape

@@ -32,6 +32,7 @@ DESCRIPTORS = {
     "continuous_product._continuous_kernel": 2, "split_product._product_kernel": 2,
     "fused_product._fused_kernel": 2, "fused_batch._batched_kernel": 2,
     "streamed_product._streamed_kernel": 2, "tandem_product._tandem_kernel": 2,
+    "half_batch._batch_kernel": 2, "short_product._short_kernel": 2,
 }  # fmt: skip
 FIXED = (77, False, False, None, None, (4, 1, 0), None, None, None)
 STREAM = 5
@@ -133,6 +134,11 @@ CASES = {
         "streamed", bm=128, bn=128, bk=32, warps=8, slices=2
     ), "tandem": emulated("tandem", bm=128, bn=128, bk=32, warps=8, stages=2, slices=2),
 }  # fmt: skip
+BATCHES = {
+    "continuous": CASES["continuous"], "fused": CASES["fused"], "half": CASES["half"],
+    "half persistent": CASES["half persistent"],
+    "short": ("short", {"bm": 64, "bn": 64, "bk": 32, "warps": 4, "stages": 2}),
+}  # fmt: skip
 LAYOUTS = [
     ("row", "row", "row", "none"), ("row", "col", "row", "row"), ("col", "row", "col", "col"),
     ("odd", "row", "odd", "none"), ("shifted", "odd", "row", "strided"),
@@ -160,7 +166,7 @@ def on_a_gpu(layout: str, x: torch.Tensor) -> str:
 
 
 def bound(case: str, A: torch.Tensor, B: torch.Tensor, C: Any, out: Any) -> Callable[..., Any]:
-    name, params = CASES[case]
+    name, params = (BATCHES if A.ndim == 3 else CASES)[case]
     what = problem_of(A, B, C, out, C is None)
     what = replace(what, a=on_a_gpu(what.a, A), b=on_a_gpu(what.b, B))
     return BY_NAME[name].bind(what, GPU, params)
@@ -357,24 +363,33 @@ def test_a_gram_matrix_is_not_repeated_for_other_operands(
     assert repr(of_two) != repr(of_gram)
 
 
-@pytest.mark.parametrize("form", ["continuous", "fused"])
+@pytest.mark.parametrize("form", BATCHES)
 @pytest.mark.parametrize("shared", ["", "A", "B"])
 def test_batches_are_repeated(
     form: str, shared: str, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one() -> tuple[Any, ...]:
-        A, B = torch.empty(3, 64, 96), torch.empty(3, 96, 64)
+        dtype = torch.bfloat16 if form.startswith("half") else torch.float32
+        A, B = torch.empty(3, 64, 96, dtype=dtype), torch.empty(3, 96, 64, dtype=dtype)
         if shared == "A":
             A = A[:1].expand(3, 64, 96)
         elif shared == "B":
             B = B[:1].expand(3, 96, 64)
-        return A, B, torch.empty(3, 64, 64), None
+        return A, B, torch.empty(3, 64, 64, dtype=dtype), None
 
     sets = [one() for _ in range(3)]
     both_ways(host, monkeypatch, lambda: bound(form, *sets[0]), sets)
     run = bound(form, *sets[0])
     for A, B, C, _ in sets:
         assert run(1.5, A, B, 0.5, C, None).shape == C.shape
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    A, B, C, _ = sets[0]
+    wide = torch.empty(2, 3, 64, 80, dtype=C.dtype)
+    steps = torch.empty(2, 3, 64 * 64 + 8, dtype=C.dtype)[..., :-8]
+    for other in (wide[..., :64], steps.view(2, 3, 64, 64)):  # of C and of the result
+        for c, out in ((C, other[0]), (other[1], None), (other[1], other[0])):
+            long_ways = [host.goes_the_long_way(run, 1.5, A, B, 0.5, c, out) for _ in range(2)]
+            assert long_ways == [True, False]
 
 
 def test_operands_that_lie_otherwise_go_the_long_way_once(
@@ -385,7 +400,8 @@ def test_operands_that_lie_otherwise_go_the_long_way_once(
     run = bound("half", A, B, C, None)
     other = torch.empty(96, 96, dtype=C.dtype)[:, :80]  # type: ignore[union-attr]
     into = torch.empty_like(C)  # type: ignore[arg-type]
-    for c, out in ((C, None), (other, None), (C, into), (C, C), (None, None), (into, into)):
+    forms = (C, None), (other, None), (C, into), (C, other), (C, C), (None, None), (into, into)
+    for c, out in forms:
         long_ways = [host.goes_the_long_way(run, 1.5, A, B, 0.5, c, out) for _ in range(2)]
         assert long_ways == ([True, False] if c is not into else [False, False])
 

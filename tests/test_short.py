@@ -5,12 +5,13 @@ Its kernel runs on a GPU as it is, elsewhere in Triton's interpreter, as ``test_
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import pytest
 import torch
 from invented import GPU
-from test_kernels import LAYOUTS, PLACE, gpu_problem, here, normal, serve
+from test_kernels import LAYOUTS, PLACE, checked_descriptor, gpu_problem, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth, truth_of
@@ -18,6 +19,8 @@ from autogemm.precision import Tolerance
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 from autogemm.strategies.base import ParamValue
+
+operand_tiles = importlib.import_module("autogemm.kernels.operands")
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
@@ -28,6 +31,11 @@ TILES = [
     for changed in ({}, {"bm": 64, "bn": 64, "warps": 4, "stages": 2}, {"bm": 128, "bk": 64})
 ]
 ORDERS = {"n": "row", "t": "col"}
+
+
+@pytest.fixture(autouse=True)
+def _descriptors_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operand_tiles, "_unchecked", checked_descriptor)
 
 
 def integers(*shape: int) -> torch.Tensor:
@@ -78,6 +86,18 @@ def test_batches_are_computed_matrix_by_matrix(how: Candidate, layout: str) -> N
         assert torch.equal(found, (a.double() @ b.double()).float())
 
 
+def test_matrices_of_the_result_may_begin_anywhere() -> None:
+    """Where rows are whole multiples of 16 bytes, and matrices are not."""
+    A, B, C = integers(3, 36, 52), integers(3, 52, 40), integers(3, 36, 40)
+    exact = (A.double() @ B.double() + 2 * C.double()).float()
+    apart = [torch.zeros(3, 36 * 40 + 1, device=PLACE) for _ in range(2)]
+    addend, out = (x[:, :-1].view(3, 36, 40) for x in apart)
+    addend.copy_(C)
+    assert torch.equal(run(1.0, A, B, 2.0, addend, out), exact)
+    assert torch.equal(run(1.0, A, B, 2.0, C, out), exact)
+    assert not apart[1][:, -1].any(), "memory beside the result changed"
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 3e38])
 def test_a_bad_element_reaches_its_row_and_no_other_matrix(value: float) -> None:
     """Tiles reach beyond a matrix's rows, columns and k: what follows it in memory is another."""
@@ -118,6 +138,7 @@ def test_it_takes_short_k_and_aligned_operands() -> None:
         return "; ".join(STRATEGY.reasons_not(problem, GPU, PARAMS))
 
     assert why(problem_of(200000, 64, 64)) == why(problem_of(32, 32, 32, 1024)) == ""
+    assert "programs at most" in why(problem_of(32, 32, 32, 2**31))
     assert "k is 128 at most" in why(problem_of(200000, 64, 132))
     assert "not 16-byte aligned" in why(problem_of(200000, 64, 63))
     assert "not 16-byte aligned" in why(replace(problem_of(64, 64, 64), b="strided"))

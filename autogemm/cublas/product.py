@@ -75,8 +75,8 @@ class Operand:
         return x.stride(unit) == 1 and self.strides_of(x)[0] >= extent and self.keeps_aligned(x)
 
     def keeps_aligned(self, x: torch.Tensor) -> bool:
-        """Whether all matrices of a batch are aligned if the first is."""
-        return self.strides_of(x)[1] * x.element_size() % self.alignment == 0
+        """Whether all rows (columns), and all matrices of a batch, are aligned if the first is."""
+        return all(step * x.element_size() % self.alignment == 0 for step in self.strides_of(x))
 
 
 def operands(problem: Problem) -> tuple[Operand, Operand, Operand]:

@@ -192,6 +192,10 @@ class Strategy(ABC):
         ]
 
 
+_MOST_PROGRAMS = 2**31 - 2**16
+"""Of a launch, with room below 2³¹ for the tile after a program's last."""
+
+
 def tile_of(params: Params) -> tuple[int, int]:
     """Rows and columns of the tile that parameters named ``bm`` and ``bn`` say."""
     return int(params["bm"]), int(params["bn"])
@@ -200,6 +204,14 @@ def tile_of(params: Params) -> tuple[int, int]:
 def tiles_of(problem: Problem, bm: int, bn: int) -> int:
     """How many tiles of that size cover the result."""
     return -(-problem.m // bm) * -(-problem.n // bn)
+
+
+def reasons_against_size(problem: Problem, bm: int, bn: int) -> list[str]:
+    """Why no launch has a program for each tile of a batch; empty where one has."""
+    programs = problem.batch * tiles_of(problem, bm, bn)
+    if programs <= _MOST_PROGRAMS:
+        return []
+    return [f"a launch has {_MOST_PROGRAMS} programs at most; tiles of {bm}x{bn} take {programs}"]
 
 
 def filling_slices(

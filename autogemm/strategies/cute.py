@@ -17,7 +17,9 @@ from autogemm.device import Device, software_versions
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, Run, Strategy, at_least, one_of
+from autogemm.strategies.triton_gemm import TritonGemm
 
+_SHARED = TritonGemm()
 _STEP_K = 64
 """Elements of k between two loads, in the kernels for 16-bit types."""
 _ALIGNED = 8
@@ -67,7 +69,9 @@ class Cute(Strategy):
     ``tile_m`` x ``tile_n`` is the tile of the result; ``cluster_m`` x ``cluster_n`` blocks share
     what they load; with ``pingpong`` two warp groups take turns; with ``swap`` the transposed
     product is computed, which gives a short m the narrow side of a tile; and ``split`` parts of k
-    are added in a fixed order, in float32. Batches are computed in the same launch, with k whole.
+    are added in a fixed order, in float32. Batches are computed in the same launch, with k whole;
+    where one matrix serves all of a batch (expanded, stride 0) ``triton_gemm`` computes it, since
+    quack does not say that its loads are fine with such a stride.
     """
 
     name = "cute"
@@ -111,6 +115,8 @@ class Cute(Strategy):
             reasons.append(f"the kernel has no tile of {tile[0]}x{tile[1]} {turns}")
         if problem.batch > 1 and params["split"] != 1:
             reasons.append("k is whole in batches: their matrices fill a device")
+        elif problem.batch > 1 and (why := _SHARED.reasons_not(problem, device, _tile(problem))):
+            reasons.append(f"batches with a shared operand are for triton_gemm, which {why[0]}")
         elif int(params["split"]) > (steps := -(-problem.k // _STEP_K)):
             reasons.append(f"k = {problem.k} has {steps} steps of {_STEP_K}, too few to split")
         return reasons
@@ -123,12 +129,10 @@ class Cute(Strategy):
         return _wide(problem, device.units)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
-        return ErrorBound(3.0, precision.growth(problem.dtype, problem.k))
+        growth = precision.growth(problem.dtype, problem.k)
+        return _SHARED.bound(problem, params) if problem.batch > 1 else ErrorBound(3.0, growth)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
-        if problem.batch > 1:  # operands that are expanded over the batch are copied
-            elements = problem.batch * problem.k * (problem.m + problem.n)
-            return elements * problem.itemsize
         if params["split"] == 1:
             return 0
         m, n = _seen(problem, params)
@@ -138,7 +142,8 @@ class Cute(Strategy):
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         from quack.gemm import run_gemm_plan
 
-        shape, dtype = _shape(problem), problem.dtype
+        shape, dtype, batched = _shape(problem), problem.dtype, problem.batch > 1
+        run_shared = _SHARED.bind(problem, device, _tile(problem)) if batched else None
         plans: dict[str, Any] = {}  # one for what becomes of C: each is a kernel of its own
 
         def run(
@@ -153,6 +158,8 @@ class Cute(Strategy):
             if where >= 0 and where != torch.cuda.current_device():
                 with torch.cuda.device(where):  # kernels are launched on the current one
                     return run(alpha, A, B, beta, C, out)
+            if run_shared is not None and not (A.stride(0) and B.stride(0)):
+                return run_shared(alpha, A, B, beta, C, out)
             D = torch.empty(shape, dtype=dtype, device=A.device) if out is None else out
             kind, (a, b, d, c, along_n, along_m) = _seen_by_quack(problem, params, A, B, beta, C, D)
             plan = plans.get(kind)
@@ -192,7 +199,7 @@ def _seen_by_quack(
     C: torch.Tensor | None, D: torch.Tensor,
 ) -> tuple[str, _Operands]:  # fmt: skip
     """What becomes of C, in a word, and the operands as the kernel takes them; D is the result."""
-    a, b, d, c = _not_expanded(A), _not_expanded(B), D, C
+    a, b, d, c = A, B, D, C
     along_n = along_m = None
     kind = "none"
     if C is not None and problem.update == "bias":
@@ -242,19 +249,18 @@ def _plan(
     )  # fmt: skip
 
 
+def _tile(problem: Problem) -> dict[str, ParamValue]:
+    """A tile of ``triton_gemm`` that does well on batches, for those with a shared operand."""
+    return {
+        "bm": 128, "bn": 64 if problem.n <= 64 else 128, "bk": 64, "warps": 4, "stages": 3,
+        "slices": 1, "group": 8, "persistent": False,
+    }  # fmt: skip
+
+
 def _shape(problem: Problem) -> tuple[int, ...]:
     """The result's shape."""
     batch = () if problem.batch == 1 else (problem.batch,)
     return (*batch, problem.m, problem.n)
-
-
-def _not_expanded(x: torch.Tensor) -> torch.Tensor:
-    """An operand in its order, with memory for every matrix: quack does not say that TMA is fine
-    with a stride of 0.
-    """
-    if x.ndim == 2 or x.stride(0):
-        return x
-    return x.contiguous() if x.stride(2) == 1 else x.mT.contiguous().mT
 
 
 def _order(C: torch.Tensor) -> str:

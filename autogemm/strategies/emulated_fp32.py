@@ -24,6 +24,7 @@ from autogemm.strategies.base import (
     Strategy,
     at_least,
     one_of,
+    reasons_against_size,
     tile_of,
 )
 from autogemm.strategies.emulated_runs import (
@@ -121,6 +122,8 @@ class EmulatedFP32(Strategy):
             return [f"form {params['form']!r} computes single products, batches are for {of}"]
         if problem.batch > 1 and params["slices"] != 1:
             return ["k is whole in batches: their matrices fill a device"]
+        if reasons := reasons_against_size(problem, *tile_of(params)):
+            return reasons
         if params["form"] == "streamed":
             return _reasons_not_streamed(problem, params) or reasons_without_gluon(device, params)
         if params["form"] == "continuous":

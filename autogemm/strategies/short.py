@@ -15,15 +15,23 @@ from autogemm import precision
 from autogemm.device import Device
 from autogemm.precision import ErrorBound
 from autogemm.problem import Problem
-from autogemm.strategies.base import Params, ParamValue, Run, Strategy, one_of, tile_of
+from autogemm.strategies.base import (
+    Params,
+    ParamValue,
+    Run,
+    Strategy,
+    one_of,
+    reasons_against_size,
+    tile_of,
+)
 
 _LONGEST = 128
 """Elements of k."""
 _MOST = 2**30
 """Rows and columns: places are 32-bit."""
 _BALANCE = 48
-"""Elements that two extents, side by side, may have to be bound by memory: 1/m + 1/n + 1/k is no
-less than the reciprocal. At 64 by 64 float32 units and memory take about as long (H200)."""
+"""1/m + 1/n + 1/k is no less than its reciprocal: two extents of 96 beside a long one. At 64 and 64
+float32 units and memory take about as long (H200); up to half as much again is worth measuring."""
 _TILES = (
     (32, 32, 32, 2, 1),
     (32, 32, 32, 4, 1),
@@ -70,7 +78,7 @@ class Short(Strategy):
             return [f"k is {_LONGEST} at most and others {_MOST}, not {problem}"]
         if not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
-        return []
+        return reasons_against_size(problem, *tile_of(params))
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
         if 1 / problem.m + 1 / problem.n + 1 / problem.k < 1 / _BALANCE:

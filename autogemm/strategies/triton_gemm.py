@@ -2,7 +2,8 @@
 
 cuBLAS runs 16-bit products of odd sizes at 10-20 % of the speed of their aligned neighbours
 (H200, cuBLAS 13.1). Here only an operand whose own rows are unaligned costs a pass, if that, and
-α, β and the one rounding happen where the sums are.
+α, β and the one rounding happen where the sums are. Batches, of which torch has no such product,
+are computed in one launch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from autogemm.strategies.base import (
     at_least,
     filling_slices,
     one_of,
+    reasons_against_size,
     tile_of,
     tiles_of,
 )
@@ -70,6 +72,7 @@ _MOST_TILES = 16
 
 class TritonGemm(Strategy):
     """Unaligned operands are copied into aligned ones, both in one launch; another multiplies.
+    Those of batches are to be aligned.
 
     ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``slices`` the parts of k computed
     apart, ``group`` the rows of tiles that share columns in time. With ``persistent`` a program
@@ -215,6 +218,8 @@ class TritonGemm(Strategy):
 
 
 def _reasons_against_batch(problem: Problem, params: Params) -> list[str]:
+    if reasons := reasons_against_size(problem, *tile_of(params)):
+        return reasons
     if params["slices"] != 1 or "reads" in params:
         return ["k is whole in batches, and nothing is read in another way than by tiles"]
     return [
