@@ -22,7 +22,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
 KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
-SHARED_NAMES = ("warpgroups", "lines")
+SHARED_NAMES = ("warpgroups", "lines", "tandem_steps", "streamed_steps")
 """The modules whose functions the kernels import, each behind those that it imports."""
 
 

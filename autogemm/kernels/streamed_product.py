@@ -3,8 +3,8 @@
 B's columns are split beforehand, a stretch of k at a time (``kernels/split.py``): it is small, and
 every tile of rows reads it. A's blocks of k arrive in shared memory as float32; a thread splits
 just the elements that its tensor core multiplies, in registers, while the block before them is
-multiplied. Scales of A, promotions and the guard are those of ``kernels/tandem_product.py``;
-``docs/accuracy.md`` derives the bound.
+multiplied (``kernels/streamed_steps.py``). Scales of A, promotions and the guard are those of
+``kernels/tandem_product.py``; ``docs/accuracy.md`` derives the bound.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    mma_v2,
-    tma,
-    warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
@@ -35,8 +32,16 @@ from autogemm.kernels.lines import (
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import split_columns
 from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.streamed_steps import (
+    above_zero,
+    add_products,
+    fetch_pair,
+    half_of_a,
+    inside_of,
+    scale_of_columns,
+    weigh,
+)
 from autogemm.kernels.warpgroups import (
-    absolute,
     any_of,
     arrive,
     by_tma,
@@ -58,95 +63,6 @@ _CERTIFIED = gl.constexpr(2.0**19)
 """As in ``fused_product``."""
 _ROOM = gl.constexpr(16.0)
 """How much larger B's scales may become behind the first block, which certifies a tile."""
-
-
-@gluon.jit
-def _fetch(
-    a, b, a_s, b_hi, b_lo, bars, i0, j0, n, at, number, wanted, A_T: gl.constexpr,
-    TERMS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Start to bring the pair of blocks at ``at`` of k to where pair ``number`` of all goes."""
-    stage = number % STAGES
-    bar = bars.index(stage)
-    mbarrier.expect(bar, BYTES, pred=wanted)
-    if A_T:
-        tma.async_copy_global_to_shared(a, [at, i0], bar, a_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(a, [i0, at], bar, a_s.index(stage), pred=wanted)
-    tma.async_copy_global_to_shared(b, [j0, at], bar, b_hi.index(stage), pred=wanted)
-    if TERMS == 2:
-        tma.async_copy_global_to_shared(b, [n + j0, at], bar, b_lo.index(stage), pred=wanted)
-
-
-@gluon.jit
-def _block(
-    a_s, number, half: gl.constexpr, A_T: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
-    L: gl.constexpr,
-):  # fmt: skip
-    """One half of A's pair of blocks, float32, where the tensor cores will want its terms."""
-    at = a_s.index(number % STAGES)
-    if A_T:
-        x = at.slice(half * BK, BK, dim=0).permute((1, 0)).load(L)
-    else:
-        x = at.slice(half * BK, BK, dim=1).load(L)
-    return x
-
-
-@gluon.jit
-def _half(b_s, number, half: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr):
-    """One half of a term of B's pair of blocks, k by columns."""
-    return b_s.index(number % STAGES).slice(half * BK, BK, dim=1).permute((1, 0))
-
-
-@gluon.jit
-def _add_products(
-    hi, lo, b_hi, b_lo, number, half: gl.constexpr, acc, use_acc, BK: gl.constexpr,
-    TERMS: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Start adding the products of one half of a pair of blocks to ``acc``."""
-    high = _half(b_hi, number, half, BK, STAGES)
-    if TERMS == 2:
-        low = _half(b_lo, number, half, BK, STAGES)
-        acc = warpgroup_mma(hi, low, acc, use_acc=use_acc, is_async=True)
-        acc = warpgroup_mma(lo, high, acc, is_async=True)
-        acc = warpgroup_mma(hi, high, acc, is_async=True)
-    else:
-        acc = warpgroup_mma(hi, high, acc, use_acc=use_acc, is_async=True)
-    return acc
-
-
-@gluon.jit
-def _scale_of_columns(scales, j, reach):
-    """B's scales for a stretch of k; their signs are flags, for which others have a use."""
-    return gl.abs(gl.load(scales + j, mask=j < reach, other=0.0))
-
-
-@gluon.jit
-def _inside(rows, cols, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr):
-    L: gl.constexpr = weighing(W)
-    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
-    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
-    return (r < rows)[:, None] & (q < cols)[None, :]
-
-
-@gluon.jit
-def _weigh(
-    a_s, b_hi, number, half: gl.constexpr, a_down, A_T: gl.constexpr, STAGES: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """The sum of |hi·hi| over one half of a pair of blocks."""
-    L: gl.constexpr = weighing(W)
-    LX: gl.constexpr = gl.DotOperandLayout(0, L, 2)
-    x = _block(a_s, number, half, A_T, BK, STAGES, LX)
-    down = gl.convert_layout(a_down, gl.SliceLayout(1, LX))
-    y = _half(b_hi, number, half, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
-    return mma_v2(absolute(x, down[:, None]), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
-
-
-@gluon.jit
-def _above_zero(scale):
-    """1 in place of 0, whose inverse nothing is multiplied by."""
-    return gl.where(scale > 0, scale, 1.0)
 
 
 @gluon.jit(
@@ -193,7 +109,7 @@ def _streamed_kernel(
     zero = first * 0
     used = zero  # pairs that were multiplied, in all attempts
     for s in gl.static_range(STAGES - 1):
-        _fetch(
+        fetch_pair(
             a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR, used + s,
             s < pairs, A_T, TERMS, BYTES, STAGES,
         )  # fmt: skip
@@ -201,15 +117,15 @@ def _streamed_kernel(
     each = gl.arange(0, BN, layout=gl.BlockedLayout([1], [32], [W], [0]))
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
     inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
-    first_unit = _scale_of_columns(scales, each, n - j0)
+    first_unit = scale_of_columns(scales, each, n - j0)
     arrive(bars, used, STAGES)
-    x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
+    x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
     a_down = scale_of(largest(x, 1))
     doubtful = zero
     if GUARD:
-        weight = _weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
+        weight = weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
         light = weight < (_CERTIFIED + 1.0) * _ROOM
-        doubtful = any_of(_inside(m - i0, n - j0, BM, BN, W) & light)
+        doubtful = any_of(inside_of(m - i0, n - j0, BM, BN, W) & light)
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
@@ -222,23 +138,23 @@ def _streamed_kernel(
             most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
             for pair in range(zero, pairs):
                 gl.thread_barrier()
-                _fetch(
+                fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
                     used, True, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
                 arrive(bars, used, STAGES)
-                most = gl.maximum(most, largest(_block(a_s, used, 0, A_T, BK, STAGES, LA), 1))
-                most = gl.maximum(most, largest(_block(a_s, used, 1, A_T, BK, STAGES, LA), 1))
+                most = gl.maximum(most, largest(half_of_a(a_s, used, 0, A_T, BK, STAGES, LA), 1))
+                most = gl.maximum(most, largest(half_of_a(a_s, used, 1, A_T, BK, STAGES, LA), 1))
                 used += 1
             a_down = scale_of(most)
             gl.thread_barrier()
             for s in gl.static_range(STAGES - 1):
-                _fetch(
+                fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR,
                     used + s, s < pairs, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
             arrive(bars, used, STAGES)
-            x = _block(a_s, used, 0, A_T, BK, STAGES, LA)
+            x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
         total = gl.zeros([BM, BN], gl.float32, MMA)
         unit = first_unit
         scale = scales
@@ -246,12 +162,12 @@ def _streamed_kernel(
         odd_hi, odd_lo = hi, lo
         for start in range(zero, pairs, chunk_pairs):
             stop = gl.minimum(start + chunk_pairs, pairs)
-            of_chunk = _scale_of_columns(scale, each, n - j0)  # on its way meanwhile
+            of_chunk = scale_of_columns(scale, each, n - j0)  # on its way meanwhile
             acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
             for pair in range(start, stop):
                 # While a block is multiplied, terms of the next are computed, into the registers
                 # of the last one. What comes next goes where the last pair lay.
-                acc = _add_products(
+                acc = add_products(
                     hi, lo, b_hi, b_lo, used, 0, acc, pair > start, BK, TERMS, STAGES
                 )
                 part, odd_hi, odd_lo = warpgroup_mma_wait(
@@ -260,25 +176,25 @@ def _streamed_kernel(
                 acc = warpgroup_mma_init(part)
                 gl.thread_barrier()
                 ahead = pair + STAGES - 1
-                _fetch(
+                fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + ahead * PAIR,
                     used + STAGES - 1, ahead < pairs, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
-                x = _block(a_s, used, 1, A_T, BK, STAGES, LA)
+                x = half_of_a(a_s, used, 1, A_T, BK, STAGES, LA)
                 odd_hi, odd_lo = terms_of(x, a_down[:, None])
-                acc = _add_products(
+                acc = add_products(
                     odd_hi, odd_lo, b_hi, b_lo, used, 1, acc, True, BK, TERMS, STAGES
                 )
                 part, hi, lo = warpgroup_mma_wait(3 if TERMS == 2 else 1, deps=[acc, hi, lo])
                 acc = warpgroup_mma_init(part)
                 coming = used + gl.where(pair + 1 < pairs, 1, 0)
                 arrive(bars, coming, STAGES)
-                x = _block(a_s, coming, 0, A_T, BK, STAGES, LA)
+                x = half_of_a(a_s, coming, 0, A_T, BK, STAGES, LA)
                 hi, lo = terms_of(x, a_down[:, None])
                 used += 1
             part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
             larger = gl.maximum(unit, of_chunk)
-            down = inverse(_above_zero(larger))
+            down = inverse(above_zero(larger))
             weight_of_part = (of_chunk * down) * (1.0 + gain * (2 * (stop - start)))
             total = total * gl.convert_layout(unit * down, gl.SliceLayout(0, MMA))[None, :]
             total += part * gl.convert_layout(weight_of_part, gl.SliceLayout(0, MMA))[None, :]
@@ -296,7 +212,7 @@ def _streamed_kernel(
             doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
-    b_up = gl.convert_layout(_above_zero(unit), gl.SliceLayout(0, MMA))[None, :]
+    b_up = gl.convert_layout(above_zero(unit), gl.SliceLayout(0, MMA))[None, :]
     total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
     if ROWS == 2:
         if OUT_T:
@@ -323,17 +239,17 @@ def _streamed_kernel(
             cols = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
             weight = gl.zeros([BM, BN], gl.float32, L)
             heaviest = gl.zeros([BM, BN], gl.float32, L)
-            down = gl.convert_layout(inverse(_above_zero(unit)), gl.SliceLayout(0, L))
+            down = gl.convert_layout(inverse(above_zero(unit)), gl.SliceLayout(0, L))
             for pair in range(zero, pairs):
                 gl.thread_barrier()
-                _fetch(
+                fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
                     used, True, A_T, TERMS, BYTES, STAGES,
                 )  # fmt: skip
                 arrive(bars, used, STAGES)
-                part = _weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
-                part += _weigh(a_s, b_hi, used, 1, a_down, A_T, STAGES, BM, BN, BK, W)
-                of_chunk = _scale_of_columns(
+                part = weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
+                part += weigh(a_s, b_hi, used, 1, a_down, A_T, STAGES, BM, BN, BK, W)
+                of_chunk = scale_of_columns(
                     scales + (2 * pair // chunk_blocks).to(gl.int64) * n, cols, n - j0
                 )
                 weight += part * (of_chunk * down)[None, :]
@@ -341,7 +257,7 @@ def _streamed_kernel(
                 used += 1
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
-            light = _inside(m - i0, n - j0, BM, BN, W) & (weight < enough) & (heaviest > 0)
+            light = inside_of(m - i0, n - j0, BM, BN, W) & (weight < enough) & (heaviest > 0)
             if LINE > 0:
                 wrong = gl.maximum(wrong, count_of(light))  # B's inf weighs little
                 if wrong <= LINE:

@@ -2,10 +2,10 @@
 
 Blocks of k of both arrive as float32 by the tensor memory accelerator. A thread splits the elements
 of A that its tensor core multiplies, in registers, as ``kernels/streamed_product.py`` does, and its
-share of B's, which all of them read from shared memory, while the block before is multiplied.
-Scales, promotions and the guard are those of ``kernels/fused_product.py``, except that one row or
-column that alone is spoilt is computed by itself (``kernels/lines.py``). ``docs/accuracy.md``
-derives the bound.
+share of B's, which all of them read from shared memory, while the block before is multiplied
+(``kernels/tandem_steps.py``). Scales, promotions and the guard are those of
+``kernels/fused_product.py``, except that one row or column that alone is spoilt is computed by
+itself (``kernels/lines.py``). ``docs/accuracy.md`` derives the bound.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
-    warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
@@ -28,10 +26,18 @@ from autogemm.kernels.lines import count_of, line_in, line_of_tiles, mark, store
 from autogemm.kernels.raster import is_gram, tile_count
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.tandem_steps import (
+    BLOCK,
+    blocks,
+    fetch,
+    fetch_pair,
+    put_terms,
+    split_meanwhile,
+    start_products,
+    weigh,
+)
 from autogemm.kernels.warpgroups import (
-    absolute,
     any_of,
-    arrive,
     by_tma,
     described_tiles,
     in_registers,
@@ -49,162 +55,6 @@ from autogemm.kernels.warpgroups import (
 
 _CERTIFIED = gl.constexpr(2.0**19)
 """As in ``fused_product``."""
-_BLOCK = gl.constexpr(32)
-"""Elements of k in a block: eight to each of the four threads that share a row of A."""
-
-
-@gluon.constexpr_function
-def by_eights(rows, warps):
-    """A's block so that a thread reads eight neighbours of a row, as wide as can be."""
-    registers = [[0, 1], [0, 2], [0, 4], [8, 0]]
-    lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
-    across = [[16 << i, 0] for i in range(warps.bit_length() - 1)]
-    return gl.DistributedLinearLayout(registers, lanes, across, [], [rows, 32])
-
-
-@gluon.jit
-def _shuffled(x, ROWS: gl.constexpr, K_FIRST: gl.constexpr):
-    """A block with k in the order in which tensor cores take the eights of ``by_eights``.
-
-    A thread of theirs multiplies pairs of neighbours along k that lie eight apart. Sums do not
-    mind which elements these are, as long as A's and B's are the same.
-    """
-    if K_FIRST:
-        x = x.reshape([4, 2, 2, 2, ROWS]).permute([1, 2, 0, 3, 4]).reshape([_BLOCK, ROWS])
-    else:
-        x = x.reshape([ROWS, 4, 2, 2, 2]).permute([0, 2, 3, 1, 4]).reshape([ROWS, _BLOCK])
-    return x
-
-
-@gluon.jit
-def _fetch(
-    a, b, kind, i0, j0, at, number, wanted, A_T: gl.constexpr, B_T: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Start to bring the blocks at ``at`` of k to where number ``number`` of their kind goes.
-
-    There are two kinds, even and odd, with memory of their own, and a barrier for each operand:
-    where two uses cannot meet, the compiler has no threads wait for one another.
-    """
-    a_s, b_s, a_bars, b_bars, _b_hi, _b_lo = kind
-    stage = number % STAGES
-    a_bar = a_bars.index(stage)
-    b_bar = b_bars.index(stage)
-    mbarrier.expect(a_bar, BM * _BLOCK * 4, pred=wanted)
-    mbarrier.expect(b_bar, BN * _BLOCK * 4, pred=wanted)
-    if A_T:
-        tma.async_copy_global_to_shared(a, [at, i0], a_bar, a_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(a, [i0, at], a_bar, a_s.index(stage), pred=wanted)
-    if B_T:
-        tma.async_copy_global_to_shared(b, [j0, at], b_bar, b_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(b, [at, j0], b_bar, b_s.index(stage), pred=wanted)
-
-
-@gluon.jit
-def _fetch_pair(
-    a, b, even, odd, i0, j0, at, number, wanted, A_T: gl.constexpr, B_T: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    _fetch(a, b, even, i0, j0, at, number, wanted, A_T, B_T, BM, BN, STAGES)
-    _fetch(a, b, odd, i0, j0, at + _BLOCK, number, wanted, A_T, B_T, BM, BN, STAGES)
-
-
-@gluon.jit
-def _arrived(bars, x_s, number, STAGES: gl.constexpr):
-    """Block ``number`` of its kind, once it is there."""
-    arrive(bars, number, STAGES)
-    return x_s.index(number % STAGES)
-
-
-@gluon.jit
-def _blocks(
-    kind, number, A_T: gl.constexpr, B_T: gl.constexpr, BM: gl.constexpr, STAGES: gl.constexpr,
-    LA: gl.constexpr, LB: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """Float32 blocks: A's where the tensor cores will want its terms, and B's."""
-    a_s, b_s, a_bars, b_bars, _b_hi, _b_lo = kind
-    at = _arrived(b_bars, b_s, number, STAGES)
-    if B_T:
-        y = at.permute((1, 0)).load(LB)
-    else:
-        y = at.load(LB)
-    at = _arrived(a_bars, a_s, number, STAGES)
-    if A_T:
-        x = at.permute((1, 0)).load(LA)
-    else:
-        x = gl.convert_layout(_shuffled(at.load(by_eights(BM, W)), BM, False), LA)
-    return x, y
-
-
-@gluon.jit
-def _put(y, to, A_T: gl.constexpr, BN: gl.constexpr):
-    """Write a block of B's to shared memory, along k as A's lies in registers."""
-    if A_T:
-        to.store(y)
-    else:
-        to.store(_shuffled(y, BN, True))
-
-
-@gluon.jit
-def _put_terms(
-    y, down, kind, buffer, A_T: gl.constexpr, BN: gl.constexpr, TERMS: gl.constexpr
-):  # fmt: skip
-    _a_s, _b_s, _a_bars, _b_bars, b_hi, b_lo = kind
-    hi, lo = terms_of(y, down[None, :])
-    _put(hi, b_hi.index(buffer), A_T, BN)
-    if TERMS == 2:
-        _put(lo, b_lo.index(buffer), A_T, BN)
-
-
-@gluon.jit
-def _start_products(hi, kind, buffer, acc, use_acc, TERMS: gl.constexpr):
-    """Start adding the first product of a block to ``acc``: hi·lo, or hi·hi where it is alone."""
-    _a_s, _b_s, _a_bars, _b_bars, b_hi, b_lo = kind
-    term = b_lo if TERMS == 2 else b_hi
-    return warpgroup_mma(hi, term.index(buffer), acc, use_acc=use_acc, is_async=True)
-
-
-@gluon.jit
-def _split_meanwhile(
-    hi, lo, kind, buffer, acc, other_hi, other_lo, other_kind, number, other_buffer, a_down, b_down,
-    A_T: gl.constexpr, B_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STAGES: gl.constexpr, LA: gl.constexpr, LB: gl.constexpr, W: gl.constexpr,
-    TERMS: gl.constexpr,
-):  # fmt: skip
-    """Add a block's other products; split number ``number`` of the other kind, which comes next.
-
-    A's terms take the registers of those of the block before. Starting a product keeps a thread
-    busy until the tensor cores take it, so the work in between is spread over all three.
-    """
-    _a_s, _b_s, _a_bars, _b_bars, b_hi, _b_lo = kind
-    x, y = _blocks(other_kind, number, A_T, B_T, BM, STAGES, LA, LB, W)
-    if TERMS == 2:
-        acc = warpgroup_mma(lo, b_hi.index(buffer), acc, is_async=True)
-    _put_terms(y, b_down, other_kind, other_buffer, A_T, BN, TERMS)
-    if TERMS == 2:
-        acc = warpgroup_mma(hi, b_hi.index(buffer), acc, is_async=True)
-    part, other_hi, other_lo = warpgroup_mma_wait(
-        3 if TERMS == 2 else 1, deps=[acc, other_hi, other_lo]
-    )
-    other_hi, other_lo = terms_of(x, a_down[:, None])
-    fence_async_shared()
-    gl.thread_barrier()
-    return warpgroup_mma_init(part), other_hi, other_lo
-
-
-@gluon.jit
-def _weigh(
-    x, y, a_down, b_down, to, A_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    L: gl.constexpr,
-):  # fmt: skip
-    """The sum of |hi·hi| over a block of k."""
-    _put(absolute(y, b_down[None, :]), to, A_T, BN)
-    fence_async_shared()
-    gl.thread_barrier()
-    weight = gl.zeros([BM, BN], gl.float32, L)
-    return warpgroup_mma(absolute(x, a_down[:, None]), to, weight, is_async=False)
 
 
 @gluon.jit(
@@ -221,7 +71,7 @@ def _tandem_kernel(
     STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
     W: gl.constexpr,
 ):  # fmt: skip
-    BK: gl.constexpr = _BLOCK
+    BK: gl.constexpr = BLOCK
     PAIR: gl.constexpr = 2 * BK
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
     LA: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
@@ -272,19 +122,19 @@ def _tandem_kernel(
     zero = first * 0
     used = zero  # pairs that were split, in all attempts
     for s in gl.static_range(STAGES):
-        _fetch_pair(
+        fetch_pair(
             a_tiles, b_tiles, even, odd, i0, j0, first + s * PAIR, used + s, s < pairs, A_T, B_T,
             BM, BN, STAGES,
         )  # fmt: skip
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
     j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
     inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
-    x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+    x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
     a_down = scale_of(largest(x, 1))
     b_down = scale_of(largest(y, 0))
     doubtful = zero
     if GUARD:
-        weight = _weigh(x, y, a_down, b_down, odd_b_hi.index(0), A_T, BM, BN, MMA)
+        weight = weigh(x, y, a_down, b_down, odd_b_hi.index(0), A_T, BM, BN, MMA)
         doubtful = any_of(inside & (weight < _CERTIFIED + 1.0))
     total = gl.zeros([BM, BN], gl.float32, MMA)
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
@@ -298,14 +148,14 @@ def _tandem_kernel(
             b_most = gl.zeros([BN], gl.float32, gl.SliceLayout(0, LB))
             for pair in range(zero, pairs):
                 gl.thread_barrier()
-                _fetch_pair(
+                fetch_pair(
                     a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
                     B_T, BM, BN, STAGES,
                 )  # fmt: skip
-                x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
                 a_most = gl.maximum(a_most, largest(x, 1))
                 b_most = gl.maximum(b_most, largest(y, 0))
-                x, y = _blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                x, y = blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
                 a_most = gl.maximum(a_most, largest(x, 1))
                 b_most = gl.maximum(b_most, largest(y, 0))
                 used += 1
@@ -313,15 +163,15 @@ def _tandem_kernel(
             b_down = scale_of(b_most)
             gl.thread_barrier()
             for s in gl.static_range(STAGES):
-                _fetch_pair(
+                fetch_pair(
                     a_tiles, b_tiles, even, odd, i0, j0, first + s * PAIR, used + s, s < pairs,
                     A_T, B_T, BM, BN, STAGES,
                 )  # fmt: skip
-            x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+            x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
         total = gl.zeros([BM, BN], gl.float32, MMA)
         hi, lo = terms_of(x, a_down[:, None])
         odd_hi, odd_lo = hi, lo
-        _put_terms(y, b_down, even, used & 1, A_T, BN, TERMS)
+        put_terms(y, b_down, even, used & 1, A_T, BN, TERMS)
         fence_async_shared()
         gl.thread_barrier()
         for start in range(zero, pairs, chunk_pairs):
@@ -332,23 +182,23 @@ def _tandem_kernel(
                 mine = used & 1
                 ahead = pair + STAGES
                 at = first + ahead * PAIR
-                acc = _start_products(hi, even, mine, acc, pair > start, TERMS)
-                _fetch(
+                acc = start_products(hi, even, mine, acc, pair > start, TERMS)
+                fetch(
                     a_tiles, b_tiles, even, i0, j0, at, used + STAGES, ahead < pairs, A_T, B_T,
                     BM, BN, STAGES,
                 )  # fmt: skip
-                acc, odd_hi, odd_lo = _split_meanwhile(
+                acc, odd_hi, odd_lo = split_meanwhile(
                     hi, lo, even, mine, acc, odd_hi, odd_lo, odd, used, mine, a_down, b_down, A_T,
                     B_T, BM, BN, STAGES, LA, LB, W, TERMS,
                 )  # fmt: skip
-                acc = _start_products(odd_hi, odd, mine, acc, True, TERMS)
-                _fetch(
+                acc = start_products(odd_hi, odd, mine, acc, True, TERMS)
+                fetch(
                     a_tiles, b_tiles, odd, i0, j0, at + BK, used + STAGES, ahead < pairs, A_T,
                     B_T, BM, BN, STAGES,
                 )  # fmt: skip
                 used += 1
                 coming = used - gl.where(pair + 1 < pairs, 0, 1)
-                acc, hi, lo = _split_meanwhile(
+                acc, hi, lo = split_meanwhile(
                     odd_hi, odd_lo, odd, mine, acc, hi, lo, even, coming, used & 1, a_down, b_down,
                     A_T, B_T, BM, BN, STAGES, LA, LB, W, TERMS,
                 )  # fmt: skip
@@ -390,14 +240,14 @@ def _tandem_kernel(
             weight = gl.zeros([BM, BN], gl.float32, MMA)
             for pair in range(zero, pairs):
                 gl.thread_barrier()
-                _fetch_pair(
+                fetch_pair(
                     a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
                     B_T, BM, BN, STAGES,
                 )  # fmt: skip
-                x, y = _blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
-                weight += _weigh(x, y, a_down, b_down, b_hi.index(0), A_T, BM, BN, MMA)
-                x, y = _blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
-                weight += _weigh(x, y, a_down, b_down, b_hi.index(1), A_T, BM, BN, MMA)
+                x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                weight += weigh(x, y, a_down, b_down, b_hi.index(0), A_T, BM, BN, MMA)
+                x, y = blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
+                weight += weigh(x, y, a_down, b_down, b_hi.index(1), A_T, BM, BN, MMA)
                 used += 1
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125

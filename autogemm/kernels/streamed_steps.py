@@ -1,0 +1,104 @@
+"""The steps of ``kernels/streamed_product.py``: pairs of blocks brought and multiplied (Gluon)."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    mma_v2,
+    tma,
+    warpgroup_mma,
+)
+
+from autogemm.kernels.warpgroups import absolute, weighing
+
+
+@gluon.jit
+def fetch_pair(
+    a, b, a_s, b_hi, b_lo, bars, i0, j0, n, at, number, wanted, A_T: gl.constexpr,
+    TERMS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start to bring the pair of blocks at ``at`` of k to where pair ``number`` of all goes."""
+    stage = number % STAGES
+    bar = bars.index(stage)
+    mbarrier.expect(bar, BYTES, pred=wanted)
+    if A_T:
+        tma.async_copy_global_to_shared(a, [at, i0], bar, a_s.index(stage), pred=wanted)
+    else:
+        tma.async_copy_global_to_shared(a, [i0, at], bar, a_s.index(stage), pred=wanted)
+    tma.async_copy_global_to_shared(b, [j0, at], bar, b_hi.index(stage), pred=wanted)
+    if TERMS == 2:
+        tma.async_copy_global_to_shared(b, [n + j0, at], bar, b_lo.index(stage), pred=wanted)
+
+
+@gluon.jit
+def half_of_a(
+    a_s, number, half: gl.constexpr, A_T: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
+    L: gl.constexpr,
+):  # fmt: skip
+    """One half of A's pair of blocks, float32, where the tensor cores will want its terms."""
+    at = a_s.index(number % STAGES)
+    if A_T:
+        x = at.slice(half * BK, BK, dim=0).permute((1, 0)).load(L)
+    else:
+        x = at.slice(half * BK, BK, dim=1).load(L)
+    return x
+
+
+@gluon.jit
+def half_of_b(b_s, number, half: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr):
+    """One half of a term of B's pair of blocks, k by columns."""
+    return b_s.index(number % STAGES).slice(half * BK, BK, dim=1).permute((1, 0))
+
+
+@gluon.jit
+def add_products(
+    hi, lo, b_hi, b_lo, number, half: gl.constexpr, acc, use_acc, BK: gl.constexpr,
+    TERMS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Start adding the products of one half of a pair of blocks to ``acc``."""
+    high = half_of_b(b_hi, number, half, BK, STAGES)
+    if TERMS == 2:
+        low = half_of_b(b_lo, number, half, BK, STAGES)
+        acc = warpgroup_mma(hi, low, acc, use_acc=use_acc, is_async=True)
+        acc = warpgroup_mma(lo, high, acc, is_async=True)
+        acc = warpgroup_mma(hi, high, acc, is_async=True)
+    else:
+        acc = warpgroup_mma(hi, high, acc, use_acc=use_acc, is_async=True)
+    return acc
+
+
+@gluon.jit
+def scale_of_columns(scales, j, reach):
+    """B's scales for a stretch of k; their signs are flags, for which others have a use."""
+    return gl.abs(gl.load(scales + j, mask=j < reach, other=0.0))
+
+
+@gluon.jit
+def inside_of(rows, cols, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr):
+    """Which elements of a tile there are, in the layout of ``weighing``."""
+    L: gl.constexpr = weighing(W)
+    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
+    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
+    return (r < rows)[:, None] & (q < cols)[None, :]
+
+
+@gluon.jit
+def weigh(
+    a_s, b_hi, number, half: gl.constexpr, a_down, A_T: gl.constexpr, STAGES: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """The sum of |hi·hi| over one half of a pair of blocks."""
+    L: gl.constexpr = weighing(W)
+    LX: gl.constexpr = gl.DotOperandLayout(0, L, 2)
+    x = half_of_a(a_s, number, half, A_T, BK, STAGES, LX)
+    down = gl.convert_layout(a_down, gl.SliceLayout(1, LX))
+    y = half_of_b(b_hi, number, half, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
+    return mma_v2(absolute(x, down[:, None]), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
+
+
+@gluon.jit
+def above_zero(scale):
+    """1 in place of 0, whose inverse nothing is multiplied by."""
+    return gl.where(scale > 0, scale, 1.0)
