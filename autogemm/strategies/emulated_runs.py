@@ -111,7 +111,7 @@ def _bind_streamed(device: Device, params: Params, guard: bool, *, transposed: b
     chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
     warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
     tiling = Tiling(rows, cols, bk, warps, stages, group)
-    registers = STREAMED_REGISTERS.get((rows, cols, bk, warps, stages))
+    registers = STREAMED_REGISTERS.get((rows, cols, bk, warps, stages, terms))
     gain = _gain(device, bk, one_accumulator=share_an_accumulator(params))
 
     def write(

@@ -76,9 +76,13 @@ _STREAMED_TILES = (
 _MUCH_LARGER = 8
 """How many times longer than the other operand one is that form ``streamed`` is tried on; below
 it was slower than ``split`` (H200)."""
-STREAMED_REGISTERS = {(64, 64, 32, 4, 2): 168}
-"""Of a thread, by tile of form ``streamed``: three programs then share a multiprocessor, which is
-faster where k is short (H200)."""
+STREAMED_REGISTERS = {
+    (64, 64, 32, 4, 2, 1): 168,
+    (64, 64, 32, 4, 2, 2): 168,
+    (64, 16, 32, 4, 3, 2): 168,
+}
+"""Of a thread, by tile of form ``streamed`` and terms: three programs then share a multiprocessor,
+which is faster with 64 x 64 where k is short (H200)."""
 _CHUNKS = {
     ("split", "fp16x3"): (128, 256, 512, 1024, 2048),
     ("split", "fp16"): (512, 2048),
