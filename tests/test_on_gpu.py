@@ -151,6 +151,7 @@ def test_every_way_to_compute_a_batch_keeps_the_contract(
             (A[:1].expand(A.shape), B, C[:1].expand(C.shape), None),
             (A, B[:1].expand(B.shape), C[:, :1].expand(C.shape), C.mT.contiguous().mT),
             (A, B, C[:1, :1].expand(C.shape), None), (A, B, odd, C.clone()), (A, B, odd, odd),
+            (A[..., 1:], B[:, 1:], C, None), (A[..., 1:].contiguous(), heads[1][:, 1:], None, odd),
         ]  # fmt: skip
         for a, b, c, out in calls:
             beta, before = (0.0, None) if c is None else (-0.5, c.clone())

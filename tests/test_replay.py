@@ -364,13 +364,14 @@ def test_a_gram_matrix_is_not_repeated_for_other_operands(
 
 
 @pytest.mark.parametrize("form", BATCHES)
-@pytest.mark.parametrize("shared", ["", "A", "B"])
+@pytest.mark.parametrize("shared", ["", "A", "B", "odd"])
 def test_batches_are_repeated(
     form: str, shared: str, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one() -> tuple[Any, ...]:
         dtype = torch.bfloat16 if form.startswith("half") else torch.float32
-        A, B = torch.empty(3, 64, 96, dtype=dtype), torch.empty(3, 96, 64, dtype=dtype)
+        k = 97 if shared == "odd" and form.startswith("half") else 96
+        A, B = torch.empty(3, 64, k, dtype=dtype), torch.empty(3, k, 64, dtype=dtype)
         if shared == "A":
             A = A[:1].expand(3, 64, 96)
         elif shared == "B":

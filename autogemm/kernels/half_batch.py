@@ -10,10 +10,15 @@ import triton
 import triton.language as tl
 
 from autogemm.kernels.half_product import compute_tile, constants, is_row_major, registers_of
-from autogemm.kernels.launch import launch, written
+from autogemm.kernels.launch import ceil_div, launch, written
 from autogemm.kernels.operands import described_batch
 from autogemm.kernels.raster import tile_count
+from autogemm.kernels.replay import not_repeatable
 from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.staging import stage
+
+_ALIGNED = 8
+"""16-bit elements in the 16 bytes that rows and matrices begin at multiples of."""
 
 
 @triton.jit
@@ -89,10 +94,12 @@ def half_batch(
 
     A (batch, m, k), B (batch, k, n), C and ``out`` (batch, m, n) are all float16 or all bfloat16.
     Matrices of A and of B have one contiguous extent, and begin, as their rows (columns) do, at
-    multiples of 16 bytes; C and ``out`` have any strides. A, B and C may be expanded. The rest is
-    as for ``half_product``, but that k is not sliced.
+    multiples of 16 bytes; they may be larger by zeros: ``out`` says what is computed, from the
+    first min(columns of A, rows of B) elements of k. C and ``out`` have any strides. A, B and C may
+    be expanded. The rest is as for ``half_product``, but that k is not sliced.
     """
-    (batch, m, k), n = A.shape, B.shape[2]
+    batch, m, n = out.shape
+    k = min(A.shape[2], B.shape[1])
     turned = out.stride(1) == 1 and out.stride(2) != 1
     target, addend = (out.mT, None if C is None else C.mT) if turned else (out, C)
     read = target if addend is None else addend
@@ -128,3 +135,27 @@ def half_batch(
         ),
     )
     written(out)
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """A batch as ``half_batch`` reads it: x, or a copy of it that is larger by zeros.
+
+    x has one contiguous extent. Matrices that follow each other evenly are copied by one launch;
+    of one that serves all of the batch there is one copy.
+    """
+    if not is_row_major(x):
+        return aligned(x.mT).mT
+    (batch, rows, cols), (step, pitch, _) = x.shape, x.stride()
+    if x.data_ptr() % 16 == step % _ALIGNED == 0 and (pitch % _ALIGNED == 0 or rows == 1):
+        return x
+    wide = ceil_div(cols, _ALIGNED) * _ALIGNED
+    if step == 0:
+        return stage(x[0], rows=rows, cols=wide, dtype=x.dtype).expand(batch, rows, wide)
+    if step == rows * pitch:
+        flat = x.as_strided((batch * rows, cols), (pitch, 1))
+        made = stage(flat, rows=batch * rows, cols=wide, dtype=x.dtype)
+        return made.view(batch, rows, wide)
+    not_repeatable()
+    made = x.new_zeros(batch, rows, wide)
+    made[..., :cols] = x
+    return made

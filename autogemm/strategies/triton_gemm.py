@@ -72,7 +72,7 @@ _MOST_TILES = 16
 
 class TritonGemm(Strategy):
     """Unaligned operands are copied into aligned ones, both in one launch; another multiplies.
-    Those of batches are to be aligned.
+    Of batches each takes a launch of its own.
 
     ``bm`` x ``bn`` is the tile, ``bk`` its step along k, ``slices`` the parts of k computed
     apart, ``group`` the rows of tiles that share columns in time. With ``persistent`` a program
@@ -206,14 +206,13 @@ class TritonGemm(Strategy):
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         m, n, k = problem.m, problem.n, problem.k
-        if problem.batch > 1:
-            return 0
         if "reads" in params:
             return copied_elements(problem) * problem.itemsize
         slices = int(params["slices"])
         staged = (m * k if _is_unaligned(problem.a) else 0) + (
             k * n if _is_unaligned(problem.b) else 0
         )
+        staged *= problem.batch
         return staged * problem.itemsize + (4 * slices * m * n if slices > 1 else 0)
 
 
@@ -222,21 +221,28 @@ def _reasons_against_batch(problem: Problem, params: Params) -> list[str]:
         return reasons
     if params["slices"] != 1 or "reads" in params:
         return ["k is whole in batches, and nothing is read in another way than by tiles"]
+    if {problem.a, problem.b} - {"row", "col"} and (
+        problem.batch * max(problem.m, problem.n, problem.k) > _LONGEST
+    ):
+        return [f"matrices that are copied have {_LONGEST} rows together at most, not {problem}"]
     return [
-        f"in batches {name} is read as it lies, contiguous and aligned to 16 bytes; it is {layout}"
+        f"of matrices in batches rows or columns are contiguous; {name} is strided"
         for name, layout in (("A", problem.a), ("B", problem.b))
-        if _is_unaligned(layout)
+        if layout == "strided"
     ]
 
 
 def _operands(problem: Problem) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What gives A and B as the kernel can read them: copies, if need be, of what is unaligned."""
+    from autogemm.kernels.half_batch import aligned
     from autogemm.kernels.half_product import is_ready
     from autogemm.kernels.staging import stage, stage_both
 
     a_doubtful, b_doubtful = _is_unaligned(problem.a), _is_unaligned(problem.b)
     if not (a_doubtful or b_doubtful):
         return lambda A, B: (A, B)
+    if problem.batch > 1:
+        return lambda A, B: (aligned(A), aligned(B))
     dtype = problem.dtype
     # Whichever extent is contiguous must be padded; the others cost next to nothing.
     m, n, k = (aligned_extent(x, problem.itemsize) for x in (problem.m, problem.n, problem.k))
