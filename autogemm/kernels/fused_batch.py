@@ -12,7 +12,7 @@ import triton.language as tl
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.fused_product import compute_tile
 from autogemm.kernels.launch import launch, registers_for_two, written
-from autogemm.kernels.operands import described_batch
+from autogemm.kernels.operands import described_batch, place_of
 from autogemm.kernels.raster import tile_count, tile_origin
 from autogemm.kernels.split_product import Tiling
 
@@ -34,9 +34,8 @@ def _batched_kernel(
     tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
     i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
     z = tl.program_id(0) // tiles
-    # A matrix that all share is described alone.
-    a_z = tl.where(a_batch == 0, 0, z)
-    b_z = tl.where(b_batch == 0, 0, z)
+    a_z = place_of(z, a_batch)
+    b_z = place_of(z, b_batch)
     if ROWS == 2:
         c_batch = c_batch // 4 * 4
         out_batch = out_batch // 4 * 4

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from autogemm.kernels.half_product import compute_tile, constants, is_row_major, registers_of
 from autogemm.kernels.launch import ceil_div, launch, written
-from autogemm.kernels.operands import described_batch
+from autogemm.kernels.operands import described_batch, place_of
 from autogemm.kernels.raster import tile_count
 from autogemm.kernels.replay import not_repeatable
 from autogemm.kernels.split_product import Tiling
@@ -32,9 +32,8 @@ def _tile_of_batch(
 ):  # fmt: skip
     tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
     z = tile // tiles
-    # A matrix that all share is described alone.
-    a_z = tl.where(a_batch == 0, 0, z)
-    b_z = tl.where(b_batch == 0, 0, z)
+    a_z = place_of(z, a_batch)
+    b_z = place_of(z, b_batch)
     if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
         c_batch = c_batch // 8 * 8
         out_batch = out_batch // 8 * 8

@@ -19,6 +19,12 @@ def load_tiles(a, b, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
 
 
 @triton.jit
+def place_of(z, step):
+    """Where ``described_batch`` has matrix z: at 0 if one is all of them, its step being 0."""
+    return tl.where(step == 0, 0, z)
+
+
+@triton.jit
 def load_batched_tiles(a, b, a_z, b_z, i0, j0, at, A_T: tl.constexpr, B_T: tl.constexpr):
     """``load_tiles`` of matrix a_z of a batch and b_z of another, as ``described_batch``."""
     # An extent of 1 is dropped as the tile is loaded: nothing is moved for its sake.
