@@ -303,6 +303,13 @@ def _needs(package: str) -> Callable[[Problem, Device], list[str]]:
     return reasons
 
 
+def _no_nvmath(problem: Problem, device: Device) -> list[str]:
+    reasons = _needs("nvmath")(problem, device)
+    if not reasons and problem.update == "bias":  # it reads memory behind one
+        reasons = ["repeats no row of C"]
+    return reasons
+
+
 def _no_quack(problem: Problem, device: Device) -> list[str]:
     reasons = _needs("quack")(problem, device)
     if not reasons and not problem.is_half:
@@ -319,7 +326,7 @@ PEERS: tuple[Peer, ...] = (
     Peer("torch", _torch),
     Peer("inductor", _inductor),
     Peer("tunableop", _tunableop, _no_tunableop),
-    Peer("nvmath", _nvmath, _needs("nvmath")),
+    Peer("nvmath", _nvmath, _no_nvmath),
     Peer("quack", _quack, _no_quack),
 )
 

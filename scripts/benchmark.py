@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ from autogemm.device import (
     software_versions,
 )
 from autogemm.errors import AutogemmError
+from autogemm.measure import context_is_lost
 from autogemm.overhead import launch_costs, overhead
 from autogemm.precision import LEVELS
 from autogemm.problem import DTYPE_NAMES, DTYPES
@@ -225,6 +227,15 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     except OSError as error:
         print(f"--json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
         why, code = "stopped", 1
+    except RuntimeError as error:
+        if not context_is_lost(error):
+            raise
+        print(
+            f"{problems[len(comparisons)]}: {str(error).splitlines()[0]}; the device is lost to "
+            "this process. --json FILE would go on from here, --peer says whom to compare.",
+            file=sys.stderr,
+        )
+        why, code = "the device was lost", 1
     print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
     print(peers.as_text(comparisons, chosen))
     if len(comparisons) < len(problems):
@@ -388,4 +399,5 @@ def show_times(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was timed is told
     sys.exit(main())

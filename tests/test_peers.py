@@ -6,6 +6,7 @@ import json
 import math
 import os
 import runpy
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -175,6 +176,7 @@ def test_the_report_marks_winners_and_sums_up_each_peer() -> None:
         ("tunableop", GPU, "nothing but its own product"),
         ("tunableop", replace(GPU, features=("rocm",)), ""),
         ("nvmath", GPU, "needs the package 'nvmath'"),
+        ("nvmath", replace(GPU, packages=frozenset({"nvmath"})), ""),
         ("quack", GPU, "needs the package 'quack'"),
         ("quack", replace(GPU, packages=frozenset({"quack"})), "computes 16-bit types"),
         ("torch", HERE, ""),
@@ -186,6 +188,12 @@ def test_peers_state_what_they_lack(name: str, device: Any, reason: str) -> None
     found = peer.reasons_not(PROBLEM, device)
     assert reason in "; ".join(found)
     assert bool(found) == bool(reason)
+
+
+def test_nvmath_is_given_no_bias_for_a_c() -> None:
+    (peer,) = (peer for peer in peers.PEERS if peer.name == "nvmath")
+    able = replace(GPU, packages=frozenset({"nvmath"}))
+    assert peer.reasons_not(replace(PROBLEM, update="bias"), able) == ["repeats no row of C"]
 
 
 def test_a_packages_peer_is_called_as_it_documents_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +306,43 @@ def test_ctrl_c_keeps_what_was_compared(
     assert "float32 16x12x20 (row x row -> row, add)" in out
     assert "stopped; 1 problems were not timed" in out
     assert len(json.loads(figures.read_text())["comparisons"]) == 1
+
+
+def test_a_lost_device_keeps_what_was_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(operands: Any, alpha: float, beta: float) -> Any:
+        if operands.A.shape[1] == 40:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+        return plain_addmm
+
+    monkeypatch.setattr(peers, "PEERS", (Peer("lost", lost),))
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("- {m: 16, n: 12, k: 20}\n- {m: 16, n: 12, k: 40}\n")
+    assert script(monkeypatch, "--peers", "--shapes", str(shapes)) == 1
+    out, err = capsys.readouterr()
+    assert "float32 16x12x20 (row x row -> row, add)" in out
+    assert "the device was lost; 1 problems were not timed" in out
+    assert "float32 16x12x40 (row x row -> row, add): CUDA error: an illegal memory access" in err
+    assert "and more" not in err
+
+
+def test_a_run_that_is_terminated_tells_what_was_compared(tmp_path: Path) -> None:
+    shapes, figures = tmp_path / "shapes.yaml", tmp_path / "figures.json"
+    shapes.write_text("".join(f"- {{m: 16, n: 12, k: {k}}}\n" for k in range(1, 3001)))
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--device", "cpu", "--peers", "--peer", "torch",
+         "--shapes", str(shapes), "--json", str(figures)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while not (figures.exists() and figures.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "float32 16x12x1 (row x row -> row, add)" in out
+    assert "stopped; " in out
 
 
 def test_every_comparison_is_written_at_once(
