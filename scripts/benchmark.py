@@ -315,7 +315,7 @@ def show_guard(
     if not rows:
         print("no emulated_fp32, which alone has a guard, was timed", file=sys.stderr)
         return code or 1
-    print("graph time of the choice at highest; the guard's share of it; one bad element (of A):")
+    print("graph time of choices at highest; the guard's share; one bad element, of A or as said:")
     print(text_table(("problem", "us", "guard", *guard_cost.BAD_ELEMENTS), rows))
     return code
 
