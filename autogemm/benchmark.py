@@ -7,6 +7,7 @@ itself) that shows how much of a difference is noise.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from autogemm.precision import Tolerance, fp32_compute
 from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.report import geomean
 from autogemm.strategies import BY_NAME, Candidate, Run, baseline, reasons_not
+from autogemm.strategies.addmm import torchs_own
 
 _ROUNDS = 25
 _AGAIN = Candidate.of("baseline again")
@@ -211,12 +213,11 @@ def plain_addmm(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     """What a user writes without this library."""
-    product, update = (torch.mm, torch.addmm) if A.ndim == 2 else (torch.bmm, torch.baddbmm)
-    if C is None:
-        return product(A, B).mul_(alpha)
-    if out is None:
-        return update(C, A, B, beta=beta, alpha=alpha)
-    return update(C, A, B, beta=beta, alpha=alpha, out=out)
+    return (_plain if A.ndim == 2 else _plain_batch)(alpha, A, B, beta, C, out)
+
+
+_plain = torchs_own(torch.mm, torch.addmm)
+_plain_batch = torchs_own(torch.bmm, torch.baddbmm)
 
 
 def _as_user(level: str) -> Run:
@@ -337,6 +338,6 @@ def summary(results: Sequence[Result]) -> list[str]:
     if noise:
         lines.append(
             f"A/A (the baseline against itself): median {statistics.median(noise):.2%} apart, "
-            f"95th percentile {noise[int(0.95 * (len(noise) - 1))]:.2%}, most {noise[-1]:.2%}"
+            f"95th percentile {noise[math.ceil(0.95 * (len(noise) - 1))]:.2%}, most {noise[-1]:.2%}"
         )
     return lines

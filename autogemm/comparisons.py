@@ -14,7 +14,7 @@ from autogemm.database.writing import write_text
 from autogemm.device import Device, software_versions
 from autogemm.dispatch import Plan
 from autogemm.errors import AutogemmError
-from autogemm.peers import BUDGET_OVER, OURS, PEERS, Comparison, Peer, Standing, planned
+from autogemm.peers import BUDGET_OVER, OURS, PEERS, Comparison, Peer, Standing, factors, planned
 from autogemm.problem import Problem
 
 _PASSING = (BUDGET_OVER, "OutOfMemoryError", "MemoryError")
@@ -40,7 +40,7 @@ class Figures:
             self._rows = [row for row in facts["comparisons"] if isinstance(row["problem"], str)]
         except OSError as error:
             raise AutogemmError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             found = None
         if found != self._head:
             whose = "no comparisons" if found is None else f"those of {found}"
@@ -62,8 +62,11 @@ class Figures:
                 continue
             wanted = planned(problem, level, device, evidence)
             comparison = _compared_before(row, problem, level, wanted)
+            if comparison is None:
+                continue
             names = {OURS, *(peer.name for peer in chosen)}
-            if comparison is not None and _is_lasting(comparison, names):
+            declined = {peer.name for peer in chosen if peer.reasons_not(problem, device)}
+            if _is_lasting(comparison, names) and not declined & comparison.standings.keys():
                 found[problem] = comparison
         return found
 
@@ -87,8 +90,8 @@ def _compared_before(
 ) -> Comparison | None:
     """A row of a file as a comparison, if it is one of what is planned."""
     try:
-        if (row["level"], row["mode"], row["choice"]) != (
-            level, wanted.mode, str(wanted.candidate)
+        if (row["level"], row["mode"], row["choice"], row["factors"]) != (
+            level, wanted.mode, str(wanted.candidate), list(factors(problem))
         ):  # fmt: skip
             return None
         comparison = Comparison(

@@ -93,7 +93,10 @@ def device_named(name: str | None) -> torch.device:
 
     Raises ``RuntimeError`` (or torch's ``AssertionError``) for anything else, or one not there.
     """
-    where = torch.device(name) if name else default_device()
+    try:
+        where = torch.device(name) if name else default_device()
+    except RuntimeError:  # which names all of torch's devices
+        raise RuntimeError("expected cpu, cuda or cuda:N") from None
     if where.type not in ("cpu", "cuda") or (where.type == "cpu" and where.index):
         raise RuntimeError("expected cpu, cuda or cuda:N")
     if where.type == "cuda" and where.index is None:

@@ -66,15 +66,21 @@ class Workbench:
     samples: list[Sample] = field(default_factory=list)
     tick: Callable[[], None] = lambda: None
     """Called between calls: who measures for long is alive all the same."""
+    factors: tuple[float, float] = (1.0, 0.0)
+    """α and β of the calls."""
 
     @classmethod
     @contextmanager
     def open(
         cls, problem: Problem, device: Device, torch_device: torch.device, *, check: bool = True,
-        tick: Callable[[], None] = lambda: None,
+        tick: Callable[[], None] = lambda: None, factors: tuple[float, float] | None = None,
     ) -> Iterator[Workbench]:  # fmt: skip
-        """Allocate operands; free them on leaving. ``check`` prepares error references too."""
-        bench = cls(problem, device, torch_device, tick=tick)
+        """Allocate operands; free them on leaving. ``check`` prepares error references too.
+
+        ``factors`` are α and β, where not those of ``scalars``.
+        """
+        factors = scalars(problem) if factors is None else factors
+        bench = cls(problem, device, torch_device, tick=tick, factors=factors)
         seed = (problem.m * 1_000_003 + problem.n) * 1_000_003 + problem.k
         torch.manual_seed(seed % 2**31)
         first = make_operands(problem, torch_device, normal)
@@ -86,7 +92,7 @@ class Workbench:
             make_operands(problem, torch_device, normal) for _ in range(count - 1)
         ]
         if check:
-            bench.samples = sample_references(problem, torch_device, *scalars(problem))
+            bench.samples = sample_references(problem, torch_device, *factors)
         try:
             yield bench
         finally:
@@ -105,7 +111,7 @@ class Workbench:
 
     def call(self, run: Run, operands: Operands) -> torch.Tensor:
         """One call as a user makes it."""
-        alpha, beta = scalars(self.problem)
+        alpha, beta = self.factors
         return run(alpha, operands.A, operands.B, beta, operands.C, operands.out)
 
     def prepare(self, candidates: Sequence[Candidate]) -> None:
@@ -132,7 +138,7 @@ class Workbench:
 
     def error(self, run: Run, bound: ErrorBound) -> tuple[float, str]:
         """R on random and hostile data, and what it exceeds (``accuracy.worst_ratio``)."""
-        return worst_ratio(self.samples, run, self.problem, *scalars(self.problem), bound=bound)
+        return worst_ratio(self.samples, run, self.problem, *self.factors, bound=bound)
 
     def judge(
         self, candidate: Candidate, bound: ErrorBound, screen: Callable[[float], bool]
@@ -153,7 +159,7 @@ class Workbench:
                     note=complaint,
                     workspace_bytes=workspace,
                 )  # fmt: skip
-            norm = error_norm(self.samples, run, *scalars(self.problem))
+            norm = error_norm(self.samples, run, *self.factors)
             graph = self.graph(run) if self.device.has_cuda else None
             rough = (graph or self.eager(run))()
             slow = screen(rough)

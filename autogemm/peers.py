@@ -79,11 +79,24 @@ class Comparison:
     def as_json(self) -> dict[str, object]:
         """The comparison with words for its problem and choice."""
         return {
-            "problem": str(self.problem), "level": self.level, "mode": self.mode,
+            "problem": str(self.problem), "factors": list(factors(self.problem)),
+            "level": self.level, "mode": self.mode,
             "choice": str(self.choice), "winner": self.winner, "aa": self.aa,
             "standings": {name: asdict(s) for name, s in self.standings.items()},
             "unable": self.unable,
         }  # fmt: skip
+
+
+class DeviceLost(RuntimeError):
+    """The device is of no more use to this process."""
+
+
+def factors(problem: Problem) -> tuple[float, float]:
+    """α and β of a comparison: those of tuning, but α = 1 where there is no C.
+
+    One writes A @ B there; for another α torch and Inductor may pass over the result once more.
+    """
+    return (1.0, 0.0) if problem.update == "none" else scalars(problem)
 
 
 def compare(
@@ -93,28 +106,50 @@ def compare(
     """Check and time every peer on a problem: device time by graphs, on a CPU launched calls.
 
     After ``deadline`` (``time.time()``) no further peer is prepared. Raises what ``autogemm``
-    itself cannot do, and where the device is lost.
+    itself cannot do, and ``DeviceLost``.
     """
+    begun: list[str] = []
+    try:
+        return _compare(
+            problem, evidence, device, where, PEERS if peers is None else peers, level, deadline,
+            begun,
+        )  # fmt: skip
+    except Exception as problem_met:
+        if not context_is_lost(problem_met):
+            raise
+        raise DeviceLost(
+            f"{problem}: the device was lost ({_in_short(problem_met)}), by the time of "
+            f"{begun[-1] if begun else 'allocating operands'}."
+        ) from problem_met
+
+
+def _compare(
+    problem: Problem, evidence: Evidence, device: Device, where: torch.device,
+    peers: Sequence[Peer], level: str, deadline: float, begun: list[str],
+) -> Comparison:  # fmt: skip
+    """``compare``; ``begun`` tells who has begun, should that be the end of it."""
     chosen = planned(problem, level, device, evidence)
     mode = chosen.mode
     bound = ErrorBound(allowance(level, problem.dtype), growth(problem.dtype, problem.k))
     judged: dict[str, tuple[float, str]] = {}
     unable: dict[str, str] = {}
     timers: dict[Candidate, Callable[[], float]] = {}
-    with Workbench.open(problem, device, where) as bench:
+    with Workbench.open(problem, device, where, factors=factors(problem)) as bench:
+        begun.append(OURS)
         timer = bench.graph if mode == "graph" else bench.eager
         ours = chosen.bind(device)
         judged[OURS] = bench.error(ours, bound)
         timers[Candidate.of(OURS)], timers[_AGAIN] = timer(ours), timer(ours)
-        for peer in PEERS if peers is None else peers:
+        for peer in peers:
             reasons = peer.reasons_not(problem, device)
             if not reasons and time.time() > deadline:
                 reasons = [BUDGET_OVER]
             if reasons:
                 unable[peer.name] = "; ".join(reasons)
                 continue
+            begun.append(peer.name)
             try:
-                run = peer.prepare(bench.operands[0], *scalars(problem))
+                run = peer.prepare(bench.operands[0], *bench.factors)
                 judged[peer.name] = bench.error(run, bound)
                 timers[Candidate.of(peer.name)] = timer(run)
             except Exception as problem_met:
@@ -154,8 +189,9 @@ def _in_short(problem: BaseException) -> str:
 def as_text(comparisons: Sequence[Comparison], peers: Sequence[Peer] | None = None) -> str:
     """A row a problem: µs of each, * for the winner, ! for an answer outside the contract.
 
-    Below it the geometric mean of each peer's time over autogemm's, over the problems that it
-    could compute, and once for each reason what it could not.
+    Below it the geometric means of each peer's time over autogemm's, over the problems that it
+    could compute, and over those whose answers keep the contract; where it was ahead; and once for
+    each reason what it could not compute.
     """
     names = [OURS, *(peer.name for peer in (PEERS if peers is None else peers))]
     rows = [
@@ -168,11 +204,20 @@ def as_text(comparisons: Sequence[Comparison], peers: Sequence[Peer] | None = No
         met = [c for c in comparisons if name in c.standings]
         outside = [c for c in met if c.standings[name].outside]
         if name != OURS and met:
-            won = sum(c.winner == name for c in met)
+            kept = [c.standings[name].ratio for c in met if not c.standings[name].outside]
             lines.append(
                 f"{name}: {geomean(c.standings[name].ratio for c in met):.3f} x autogemm's time, "
-                f"the geometric mean of {len(met)} of {len(comparisons)} problems; fastest on {won}"
+                f"the geometric mean of {len(met)} of {len(comparisons)} problems; fastest on "
+                f"{sum(c.winner == name for c in met)}"
             )
+            if outside and kept:
+                lines.append(f"  within the bound: {geomean(kept):.3f} x, of {len(kept)}")
+            lines += [
+                f"  ahead of autogemm by 1 % or more: {c.problem}: {c.standings[name].ratio:.3f} x "
+                "(the median of the rounds)"
+                for c in met
+                if c.standings[name].ratio <= 0.99 and not c.standings[name].outside
+            ]
         lines += [
             f"  outside {c.level!r}: {c.problem}: {c.standings[name].outside}" for c in outside[:3]
         ]
@@ -202,8 +247,9 @@ def _inductor(operands: Operands, alpha: float, beta: float) -> Run:
     torch._dynamo.reset()  # its limit of recompilations counts this function, not this problem
     if operands.C is None:
         plain = torch.compile(
-            lambda A, B: alpha * (A @ B), fullgraph=True, dynamic=False, mode=_MAX_AUTOTUNE
-        )
+            lambda A, B: A @ B if alpha == 1 else alpha * (A @ B),
+            fullgraph=True, dynamic=False, mode=_MAX_AUTOTUNE,
+        )  # fmt: skip
         return lambda alpha, A, B, beta, C, out: plain(A, B)
     update = torch.baddbmm if operands.A.ndim == 3 else torch.addmm
     if not operands.in_place:
@@ -306,7 +352,7 @@ def _needs(package: str) -> Callable[[Problem, Device], list[str]]:
 def _no_nvmath(problem: Problem, device: Device) -> list[str]:
     reasons = _needs("nvmath")(problem, device)
     if not reasons and problem.update == "bias":  # it reads memory behind one
-        reasons = ["repeats no row of C"]
+        reasons = ["takes no bias for a C: it would read a whole matrix"]
     return reasons
 
 
@@ -335,11 +381,23 @@ def compared(
     problems: Sequence[Problem], evidence: Evidence, device: Device, where: torch.device,
     peers: Sequence[Peer] | None = None, *, deadline: float = math.inf,
     known: Mapping[Problem, Comparison] | None = None,
+    left_out: Callable[[Problem, str], None] = lambda problem, why: None,
 ) -> Iterator[Comparison]:  # fmt: skip
-    """``compare`` problem after problem, until the deadline; what is ``known`` is not timed."""
+    """``compare`` problem after problem, until the deadline; what is ``known`` is not timed.
+
+    ``left_out`` hears of what autogemm itself cannot compute here, for want of memory say, and
+    why. Raises ``DeviceLost``.
+    """
     for problem in problems:
         if known and problem in known:
             yield known[problem]
         elif time.time() <= deadline:
-            with torch.no_grad():
-                yield compare(problem, evidence, device, where, peers, deadline=deadline)
+            try:
+                with torch.no_grad():
+                    found = compare(problem, evidence, device, where, peers, deadline=deadline)
+            except DeviceLost:
+                raise
+            except Exception as problem_met:
+                left_out(problem, _in_short(problem_met))
+            else:
+                yield found

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from autogemm.database import Entry
 from autogemm.database.lookup import may_lose_elsewhere
 from autogemm.precision import LEVELS
+from autogemm.problem import DTYPE_NAMES, Problem
 from autogemm.strategies import baseline
 
 
@@ -70,6 +71,35 @@ def markdown_table(entries: Iterable[Entry], levels: Sequence[str] = LEVELS) -> 
                     f"| {'' if error is None else _plain(error)} |"
                 )
     return "\n".join(lines)
+
+
+def means(entries: Iterable[Entry], mode: str = "graph") -> list[tuple[str, int, float]]:
+    """Kinds of problems: how many have a choice at ``highest``, and its geometric mean ratio.
+
+    Of float32 what is above 1e8 flop; 16-bit types by what becomes of C, odd sizes and batches
+    apart.
+    """
+    ratios: dict[str, list[float]] = {}
+    for entry in entries:
+        choice = entry.choices.get("highest", {}).get(mode)
+        kind = _kind(entry.problem)
+        if choice is not None and kind is not None:
+            ratios.setdefault(kind, []).append(choice.ratio)
+    return [(kind, len(found), geomean(found)) for kind, found in sorted(ratios.items())]
+
+
+def _kind(problem: Problem) -> str | None:
+    name = DTYPE_NAMES[problem.dtype]
+    if not problem.is_half:
+        if name != "float32":
+            return name
+        return "float32 above 1e8 flop" if problem.flops > 1e8 else None
+    if problem.batch > 1:
+        return "16 bits, batches"
+    if any("unaligned" in layout for layout in (problem.a, problem.b, problem.out)):
+        return "16 bits, odd sizes"
+    of_c = {"add": "C added", "none": "no C", "inplace": "in place", "bias": "a bias added"}
+    return f"16 bits, aligned, {of_c[problem.update]}"
 
 
 def _plain(value: float) -> str:

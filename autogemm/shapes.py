@@ -78,7 +78,10 @@ def _rows(path: Path) -> tuple[Any, Mapping[str, Any]]:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidProblem(f"{path}: cannot be read ({error}).") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InvalidProblem(
+            f"{path}: cannot be read ({why}); expected a file of shapes, YAML or CSV."
+        ) from None
     if len(text) > _MAX_CHARACTERS:
         raise InvalidProblem(
             f"{path}: expected at most {_MAX_CHARACTERS} characters, found a larger file."

@@ -10,6 +10,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import os
 import random
 import signal
 import sys
@@ -63,18 +64,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="re-time entries of this type only")
     parser.add_argument("--precision", choices=LEVELS, help="re-time choices of this level only")
     parser.add_argument("--mode", choices=benchmark.MODES, help="time in this way only")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--guard", action="store_true", help="what the guard of emulated float32 costs"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--eager-gap", action="store_true",
         help="what eager calls of the choices at highest take beyond CUDA graphs, in turns",
     )
-    parser.add_argument(
+    instead.add_argument(
         "--regret", action="store_true", help="leave-one-out over the table; times nothing"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--peers", action="store_true", help="time what a user would pick instead, side by side"
+    )
+    instead.add_argument(
+        "--overhead", action="store_true",
+        help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
     )
     parser.add_argument(
         "--peer", action="append", choices=[peer.name for peer in peers.PEERS],
@@ -84,31 +90,66 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shapes", type=Path, metavar="FILE", help="with --peers: problems in YAML or CSV"
     )
-    parser.add_argument(
-        "--overhead", action="store_true",
-        help="host cost of a warm call on 8x8 CPU tensors; on a GPU also of every launch",
-    )
     options = parser.parse_args()
     if options.budget is not None and not options.budget > 0:
         parser.error(f"--budget is {options.budget}; expected a positive number of seconds")
     if options.sample is not None and options.sample < 1:
-        parser.error(f"--sample is {options.sample}; expected a positive number")
+        parser.error(f"--sample is {options.sample}; expected a positive integer")
     if (options.preset or options.shapes or options.peer) and not options.peers:
         parser.error("--preset and --shapes choose the problems of --peers, --peer whom to time")
+    others = options.guard or options.eager_gap or options.regret or options.peers
+    if (options.precision or options.mode) and (others or options.overhead):
+        parser.error("--precision and --mode choose what of the table is timed again, nothing else")
     if options.json is not None:
+        if others and not options.peers:
+            parser.error("--json is for --peers and for timing the table again")
         try:  # not after minutes of timing
+            if not options.peers and not _may_be_replaced(options.json):
+                parser.error(
+                    f"--json {options.json}: holds something else than this command's figures; "
+                    "expected those, or a new file"
+                )
             options.json.open("a").close()
         except OSError as error:
             parser.error(f"--json {options.json}: cannot be written ({error.strerror})")
     return options
 
 
+def _may_be_replaced(path: Path) -> bool:
+    """Whether nothing is in a file but what an earlier run wrote; raises ``OSError``."""
+    if not path.is_file() or not (text := path.read_text(errors="replace")).strip():
+        return True
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and "results" in facts and "ceilings" in facts
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, what was timed until then took minutes and is told."""
+
+
+def terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """What a shell gives a command that the signal ended."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
 def main() -> int:
     try:
-        return run(parse())
-    except KeyboardInterrupt:
+        code = run(parse())
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as interrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return status_of(interrupt)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -198,6 +239,9 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
     if options.sample:
         random.Random(0).shuffle(problems)
         problems = problems[: options.sample]
+    if not problems:
+        print(f"--dtype {options.dtype}: there is no such problem to time", file=sys.stderr)
+        return 1
     chosen = [p for p in peers.PEERS if options.peer is None or p.name in options.peer]
     figures, known = None, {}
     if options.json:
@@ -209,9 +253,11 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
             return 1
         if known:
             print(f"{options.json}: {len(known)} of {len(problems)} problems were timed before")
+    left_out: list[str] = []
     found = peers.compared(
-        problems, evidence, device, where, chosen, deadline=deadline, known=known
-    )
+        problems, evidence, device, where, chosen, deadline=deadline, known=known,
+        left_out=lambda problem, why: left_out.append(f"{problem} was left out: {why}"),
+    )  # fmt: skip
     tqdm.monitor_interval = 0  # its thread would have gemm choose as among other threads
     comparisons: list[peers.Comparison] = []
     why, code = "the budget is over", 0
@@ -222,25 +268,26 @@ def show_peers(device: Device, where: torch.device, options: argparse.Namespace)
             comparisons.append(comparison)
             if figures is not None and comparison.problem not in known:
                 figures.add(comparison)
-    except KeyboardInterrupt:  # what was compared took minutes
-        why, code = "stopped", 130
+    except KeyboardInterrupt as interrupt:  # what was compared took minutes
+        why, code = "stopped", status_of(interrupt)
     except OSError as error:
         print(f"--json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
         why, code = "stopped", 1
-    except RuntimeError as error:
-        if not context_is_lost(error):
-            raise
+    except peers.DeviceLost as error:
+        keeping = "the same command" if figures else "--json FILE keeps what was compared, which"
         print(
-            f"{problems[len(comparisons)]}: {str(error).splitlines()[0]}; the device is lost to "
-            "this process. --json FILE would go on from here, --peer says whom to compare.",
+            f"{error} {keeping} goes on from there; --peer, once for each of the others, leaves "
+            "out one that does so again.",
             file=sys.stderr,
         )
         why, code = "the device was lost", 1
     print(f"{device}, level highest, tables: {', '.join(evidence.sources) or 'none'}")
     print(peers.as_text(comparisons, chosen))
-    if len(comparisons) < len(problems):
-        print(f"{why}; {len(problems) - len(comparisons)} problems were not timed")
-    return code
+    print("\n".join(left_out), end="\n" if left_out else "")
+    missing = len(problems) - len(comparisons) - len(left_out)
+    if missing:
+        print(f"{why}; {missing} problems were not timed")
+    return code or int(bool(left_out) and not comparisons)
 
 
 def show_regret(entries: list[Entry], device: Device) -> int:
@@ -288,10 +335,17 @@ def collected(
             if budget is not None and time.monotonic() - started > budget:
                 print("the budget is over; the rest was not timed", file=sys.stderr)
                 break
-            found += step(entry)
-    except KeyboardInterrupt:
+            try:
+                found += step(entry)
+            except (RuntimeError, MemoryError) as error:  # no memory for its operands, say
+                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                print(f"{entry.problem} was left out: {why}", file=sys.stderr)
+                if context_is_lost(error):
+                    print("the device was lost; the rest was not timed", file=sys.stderr)
+                    return found, 1
+    except KeyboardInterrupt as interrupt:
         print("stopped; the rest was not timed", file=sys.stderr)
-        return found, 130
+        return found, status_of(interrupt)
     return found, 0
 
 
@@ -394,10 +448,14 @@ def show_times(
             "ceilings": {"flops": ceilings.flops, "bytes": ceilings.bytes},
             "results": [r.as_json() for r in results],
         }
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        try:
+            options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        except OSError as error:
+            print(f"--json {options.json}: cannot be written ({error.strerror})", file=sys.stderr)
+            return code or 1
     return code
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was timed is told
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(main())

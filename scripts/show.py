@@ -15,7 +15,7 @@ from autogemm.device import default_device, device_of
 from autogemm.errors import AutogemmError
 from autogemm.precision import LEVELS
 from autogemm.problem import DTYPE_NAMES
-from autogemm.report import markdown_table, tuning_table
+from autogemm.report import markdown_table, means, text_table, tuning_table
 
 
 def parse() -> argparse.Namespace:
@@ -27,6 +27,9 @@ def parse() -> argparse.Namespace:
         "--level", action="append", choices=LEVELS, help="only these levels (with --markdown)"
     )
     parser.add_argument("--markdown", action="store_true", help="a Markdown table, graph times")
+    parser.add_argument(
+        "--means", action="store_true", help="geometric means by kind of problem, at highest"
+    )
     return parser.parse_args()
 
 
@@ -55,7 +58,16 @@ def main() -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     entries = [entry for entry in table.entries.values() if wanted(entry, options)]
-    if options.markdown:
+    if options.means:
+        text = text_table(
+            ("problems", "mode", "number", "x addmm"),
+            [
+                (kind, mode, str(number), f"{mean:.2f}")
+                for mode in ("graph", "eager")
+                for kind, number, mean in means(entries, mode)
+            ],
+        )
+    elif options.markdown:
         text = markdown_table(entries, options.level or LEVELS)
     else:
         text = tuning_table(entries)

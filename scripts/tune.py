@@ -115,7 +115,8 @@ def main() -> int:
     )
     if outcome.unfinished:
         print(f"{outcome.unfinished} problems are left; run the same command again to go on")
-    return 0
+    # Where no budget ended the run, Ctrl-C did.
+    return 130 if outcome.unfinished and not options.budget else 0
 
 
 def show(bar: tqdm, news: Progress | Restarted) -> None:

@@ -106,7 +106,7 @@ def test_peers_get_the_scalars_and_operands_of_the_problem() -> None:
     for update in ("none", "add", "bias", "inplace"):
         compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [Peer("watch", watch)])
     assert seen == [
-        (1.5, 0.0, True, True), (1.5, 0.5, False, True), (1.0, 1.0, False, True),
+        (1.0, 0.0, True, True), (1.5, 0.5, False, True), (1.0, 1.0, False, True),
         (1.5, 0.5, False, False),
     ]  # fmt: skip
 
@@ -193,7 +193,9 @@ def test_peers_state_what_they_lack(name: str, device: Any, reason: str) -> None
 def test_nvmath_is_given_no_bias_for_a_c() -> None:
     (peer,) = (peer for peer in peers.PEERS if peer.name == "nvmath")
     able = replace(GPU, packages=frozenset({"nvmath"}))
-    assert peer.reasons_not(replace(PROBLEM, update="bias"), able) == ["repeats no row of C"]
+    assert peer.reasons_not(replace(PROBLEM, update="bias"), able) == [
+        "takes no bias for a C: it would read a whole matrix"
+    ]
 
 
 def test_a_packages_peer_is_called_as_it_documents_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,8 +325,75 @@ def test_a_lost_device_keeps_what_was_compared(
     out, err = capsys.readouterr()
     assert "float32 16x12x20 (row x row -> row, add)" in out
     assert "the device was lost; 1 problems were not timed" in out
-    assert "float32 16x12x40 (row x row -> row, add): CUDA error: an illegal memory access" in err
+    assert (
+        "float32 16x12x40 (row x row -> row, add): the device was lost (RuntimeError: CUDA error: "
+        "an illegal memory access was encountered), by the time of lost. --json FILE keeps what "
+    ) in err
     assert "and more" not in err
+
+
+def test_what_autogemm_cannot_compute_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("- {m: 16, n: 12, k: 2147483647}\n- {m: 16, n: 12, k: 40}\n")
+    monkeypatch.setattr(peers, "PEERS", (HONEST,))
+
+    def open_or_not(problem: Any, *args: Any, **kwargs: Any) -> Any:
+        if problem.k == 2147483647:
+            raise torch.OutOfMemoryError("tried to allocate 128 GiB")
+        return opened(problem, *args, **kwargs)
+
+    opened = peers.Workbench.open
+    monkeypatch.setattr(peers.Workbench, "open", open_or_not)
+    assert script(monkeypatch, "--peers", "--shapes", str(shapes)) == 0
+    out = capsys.readouterr().out
+    assert "float32 16x12x40 (row x row -> row, add) " in out
+    assert (
+        "float32 16x12x2147483647 (row x row -> row, add) was left out: OutOfMemoryError: tried to "
+        "allocate 128 GiB"
+    ) in out
+    assert "were not timed" not in out
+
+
+def test_figures_of_a_peer_that_declines_since_are_timed_again(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    Figures(file, HERE).add(compare(PROBLEM, NOTHING, HERE, CPU, [HONEST]))
+    declines = replace(HONEST, reasons_not=lambda problem, device: ["not any more"])
+    assert set(Figures(file, HERE).known([PROBLEM], NOTHING, HERE, [HONEST])) == {PROBLEM}
+    assert Figures(file, HERE).known([PROBLEM], NOTHING, HERE, [declines]) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--peers", "--guard"), "not allowed with argument"),
+        (("--peers", "--precision", "high"), "--precision and --mode choose what of the table"),
+        (("--regret", "--mode", "graph"), "--precision and --mode choose what of the table"),
+        (("--guard", "--json", "figures.json"), "--json is for --peers and for timing the table"),
+        (("--sample", "0"), "--sample is 0; expected a positive integer"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit, match="2"):
+        script(monkeypatch, *options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"precious": 1}', "notes", "[" * 100000])
+def test_a_file_that_holds_something_else_is_not_replaced(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "precious.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        script(monkeypatch, "--json", str(file))
+    assert "holds something else than this command's figures" in capsys.readouterr().err
+    assert script(monkeypatch, "--peers", "--json", str(file)) == 1
+    assert file.read_text() == text
 
 
 def test_a_run_that_is_terminated_tells_what_was_compared(tmp_path: Path) -> None:
@@ -340,7 +409,7 @@ def test_a_run_that_is_terminated_tells_what_was_compared(tmp_path: Path) -> Non
         time.sleep(0.05)
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 143, err
     assert "float32 16x12x1 (row x row -> row, add)" in out
     assert "stopped; " in out
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autogemm.database import read_table
-from autogemm.report import markdown_table
+from autogemm.report import markdown_table, means
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +45,14 @@ def test_every_row_of_the_results_stands_in_the_committed_table() -> None:
     rows = [cells(line) for line in RESULTS.splitlines() if re.match(r"\| b?float\d+ \d", line)]
     assert len(rows) >= 30
     assert [row for row in rows if row not in printed] == []
+
+
+def test_the_readmes_means_are_the_committed_tables() -> None:
+    table, _ = read_table(ROOT / "tuning_db" / "nvidia-h200.yaml")
+    rows = [cells(line) for line in README.splitlines() if line.startswith("| ")]
+    for kind, number, mean in means(table.entries.values()):
+        (row,) = (row for row in rows if row[0].split(" (")[0] == kind)
+        assert row[1:3] == [str(number), f"{mean:.2f}"]
 
 
 def test_the_readmes_example_runs() -> None:

@@ -57,3 +57,13 @@ def test_what_is_no_table_is_told(
     for path in (file, tmp_path / "absent.yaml"):
         assert show(monkeypatch, str(path)) == 1
         assert path.name in capsys.readouterr().err
+
+
+def test_means_are_of_kinds_of_problems(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(monkeypatch, str(TABLE), "--means", "--dtype", "float64") == 0
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head == ["problems", "mode", "number", "x", "addmm"]
+    assert [row[:2] for row in rows] == [["float64", "graph"], ["float64", "eager"]]
+    assert all(float(row[3]) >= 1 for row in rows)
