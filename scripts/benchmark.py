@@ -126,17 +126,14 @@ def _may_be_replaced(path: Path) -> bool:
     return isinstance(facts, dict) and "results" in facts and "ceilings" in facts
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C, what was timed until then took minutes and is told."""
-
-
 def terminate(number: int, frame: object) -> None:
-    raise Terminated
+    """SIGTERM as Ctrl-C: what was timed until then took minutes and is told."""
+    raise KeyboardInterrupt(number)
 
 
 def status_of(interrupt: KeyboardInterrupt) -> int:
     """What a shell gives a command that the signal ended."""
-    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def main() -> int:
