@@ -8,11 +8,14 @@ goes on where it was; on an unchanged machine a second run measures nothing.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # imports take seconds; until then there is nothing to tell
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from tqdm import tqdm
 
@@ -134,4 +137,5 @@ def show(bar: tqdm, news: Progress | Restarted) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -431,3 +431,19 @@ def test_a_wrong_command_line_is_told_and_nothing_is_started(
         told = end.code
     assert told == code
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["tune.py", "benchmark.py"])
+def test_ctrl_c_while_torch_is_imported_ends_a_script_silently(script: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(600)\n")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / script)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
