@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -361,6 +362,53 @@ def test_the_script_times_this_machines_table_again(
     assert len(facts["results"]) == 4
     assert all(math.isfinite(r["ratio"]) for r in facts["results"])
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (torch.OutOfMemoryError("tried to allocate 128 GiB"), 0, 4),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), 1, 0),
+    ],
+)
+def test_what_cannot_be_timed_again_costs_nothing_else_that_can(
+    error: RuntimeError, code: int, shown: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    real = benchmark.retime
+
+    def failing_first(entry: Entry, *args: Any, **kwargs: Any) -> Any:
+        if not seen:
+            seen.append(entry)
+            raise error
+        return real(entry, *args, **kwargs)
+
+    seen: list[Entry] = []
+    monkeypatch.setattr(benchmark, "retime", failing_first)
+    monkeypatch.setattr(benchmark, "_ROUNDS", 3)
+    monkeypatch.setattr(
+        benchmark, "measure_ceilings", lambda device, where: Ceilings({"float32": 1e9}, 1e9)
+    )
+    other = replace(cpu_entry(), problem=replace(cpu_entry().problem, k=24))
+    write_for_this_cpu(tmp_path, cpu_entry(), other)
+    assert script(monkeypatch, "--device", "cpu", "--db", str(tmp_path)) == code
+    out, err = capsys.readouterr()
+    assert f"{seen[0].problem} was left out: {type(error).__name__}: {error}" in err
+    assert ("the device was lost; the rest was not timed" in err) == bool(code)
+    assert sum(line.startswith("float32 16x12x") for line in out.splitlines()) == shown
+
+
+def test_a_reader_that_has_seen_enough_ends_the_script_in_order() -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--overhead", "--device", "cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
 
 
 def test_the_script_says_where_nothing_is_to_be_timed(
