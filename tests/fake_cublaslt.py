@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from autogemm.cublas import library
+from autogemm.strategies import cublaslt
 
 DTYPES = {
     2: torch.float16,
@@ -302,6 +303,7 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bindings]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    monkeypatch.setattr(cublaslt, "raw_stream", lambda index: 0)
     caches: Sequence[Any] = (library.library, library.handle)
     for cache in caches:
         cache.cache_clear()

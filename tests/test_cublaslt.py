@@ -508,9 +508,14 @@ def test_what_cublas_rejects_while_running_is_raised(
 
 
 def test_neither_nvmath_nor_a_gpu_is_touched_by_the_import() -> None:
-    code = "import sys, autogemm; print(*sys.modules)"
+    code = (
+        "import sys, torch; before = set(sys.modules); import autogemm; "
+        "print(*(set(sys.modules) - before)); print(torch.cuda.is_initialized())"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {name.split(".")[0] for name in found.stdout.split()} & {"nvmath", "cuda"}
+    modules, initialized = found.stdout.splitlines()
+    assert not {name.split(".")[0] for name in modules.split()} & {"nvmath", "cuda"}
+    assert initialized == "False"
 
 
 def test_on_an_untuned_problem_cublas_has_the_first_word(bindings: Bindings) -> None:

@@ -177,7 +177,7 @@ def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
         ),
         "global_scratch_size": 0, "global_scratch_align": 1, "profile_scratch_size": 0,
         "profile_scratch_align": 1, "launch_cooperative_grid": False, "launch_pdl": False,
-        "num_ctas": 1, **other,
+        "num_ctas": 1, "gsan_enabled": False, **other,
     }  # fmt: skip
     launcher = object.__new__(nvidia.CudaLauncher)
     vars(launcher).update(facts)

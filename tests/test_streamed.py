@@ -134,7 +134,7 @@ def test_one_stage_would_be_waited_for_in_vain() -> None:
 WAITS = {
     "a stage less to bring ahead": ("pair + STAGES - 1\n", "pair + STAGES\n"),
     "no meeting before a stage is written": (
-        "acc = warpgroup_mma_init(part)\n                gl.thread_barrier()\n",
+        "acc = warpgroup_mma_init(part)\n                barrier()\n",
         "acc = warpgroup_mma_init(part)\n",
     ),
     "no wait for the products of the last pair": (
@@ -143,7 +143,7 @@ WAITS = {
     ),
     "no wait for what comes": ("                arrive(bars, coming, STAGES)\n", ""),
     "no meeting between pairs that are read once more": (
-        "for pair in range(zero, pairs):\n                gl.thread_barrier()\n",
+        "for pair in range(zero, pairs):\n                barrier()\n",
         "for pair in range(zero, pairs):\n",
     ),
 }

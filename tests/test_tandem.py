@@ -88,7 +88,7 @@ WAITS = {
         "ahead = pair + STAGES\n", "ahead = pair + STAGES + 1\n"
     ),
     "no meeting before a block is multiplied": (
-        "    fence_async_shared()\n    gl.thread_barrier()\n    return warpgroup_mma_init(part)",
+        "    fence_async_shared()\n    barrier()\n    return warpgroup_mma_init(part)",
         "    fence_async_shared()\n    return warpgroup_mma_init(part)",
     ),
     "no wait for what comes": ("    arrive(bars, number, STAGES)\n", ""),
@@ -100,7 +100,7 @@ WAITS = {
         "3 if TERMS == 2 else 1, deps=", "6 if TERMS == 2 else 2, deps="
     ),
     "no meeting between pairs that are read once more": (
-        "for pair in range(zero, pairs):\n                gl.thread_barrier()\n",
+        "for pair in range(zero, pairs):\n                barrier()\n",
         "for pair in range(zero, pairs):\n",
     ),
 }  # fmt: skip

@@ -30,6 +30,7 @@ from autogemm.kernels.split_product import CERTIFIED, Tiling
 from autogemm.kernels.warpgroups import (
     any_of,
     arrive,
+    barrier,
     by_tma,
     described_terms,
     origin,
@@ -188,7 +189,7 @@ def _continuous_kernel(
     for s in gl.static_range(STAGES):
         mbarrier.init(bars.index(s), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     for s in gl.static_range(STAGES - 1):
         _fetch(
             a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0, (first + s) * BK, s,
@@ -213,7 +214,7 @@ def _continuous_kernel(
             x = _terms(a_s, block, TERMS, BM, BK, STAGES)
             y = _terms(b_s, block, TERMS, BN, BK, STAGES)
             high, cross = _add_products(x, y, high, cross, block > start, TERMS)
-            gl.thread_barrier()
+            barrier()
             ahead = block + STAGES - 1  # goes where the block before this one lay
             _fetch(
                 a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0, (first + ahead) * BK,
@@ -229,7 +230,7 @@ def _continuous_kernel(
         total += (part * fa) * fb
         a_scale += a_rows
         b_scale += b_rows
-    gl.thread_barrier()  # the result passes through the memory of blocks
+    barrier()  # the result passes through the memory of blocks
     total *= _TOTAL_SCALE
     flagged = zero
     doubtful = zero
@@ -272,7 +273,7 @@ def _continuous_kernel(
             weight = gl.zeros([BM, BN], gl.float32, L)
             heaviest = gl.zeros([BM, BN], gl.float32, L)
             for block in range(zero, blocks):
-                gl.thread_barrier()
+                barrier()
                 number = blocks + block
                 _fetch(
                     a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0,

@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from autogemm.kernels.warpgroups import arrive, in_registers
+from autogemm.kernels.warpgroups import arrive, barrier, in_registers
 
 _AT_ONCE = gl.constexpr(16)
 """Columns of a tile that are read at a time; no tile has fewer."""
@@ -31,7 +31,7 @@ def mark(
     i = (i0 + gl.arange(0, BM, layout=gl.SliceLayout(1, L))).to(gl.int64)
     j = (j0 + gl.arange(0, BN, layout=gl.SliceLayout(0, L))).to(gl.int64)
     nan = gl.zeros([BM, BN], gl.float32, L) + float("nan")
-    gl.thread_barrier()  # whichever thread stored an element is to have done so
+    barrier()  # whichever thread stored an element is to have done so
     gl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=wrong)
 
 
@@ -44,7 +44,7 @@ def line_in(
     A row's number, a column's behind all of the rows', or -1 where there is no such line.
     """
     L: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [W, 1], [1, 0])
-    gl.thread_barrier()
+    barrier()
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
     out += (i0 + i).to(gl.int64)[:, None] * out_row
     in_row = i * 0
@@ -94,7 +94,7 @@ def line_of_tiles(
     STEP: gl.constexpr = KINDS * BK
     each = gl.arange(0, BK, layout=gl.SliceLayout(1, L))
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     for s in gl.static_range(STAGES):
         for h in gl.static_range(KINDS):
             at = first + s * STEP + h * BK
@@ -113,7 +113,7 @@ def line_of_tiles(
             if not K_FIRST:
                 y = y.permute((1, 0))
             total += value[:, None] * y.load(L)
-        gl.thread_barrier()
+        barrier()
         ahead = start + STAGES * STEP
         for h in gl.static_range(KINDS):
             _bring(

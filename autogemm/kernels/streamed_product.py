@@ -44,6 +44,7 @@ from autogemm.kernels.streamed_steps import (
 from autogemm.kernels.warpgroups import (
     any_of,
     arrive,
+    barrier,
     by_tma,
     described_rows,
     described_tiles,
@@ -104,7 +105,7 @@ def _streamed_kernel(
     for s in gl.static_range(STAGES):
         mbarrier.init(bars.index(s), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
     zero = first * 0
     used = zero  # pairs that were multiplied, in all attempts
@@ -137,7 +138,7 @@ def _streamed_kernel(
             doubtful = zero + 1
             most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
             for pair in range(zero, pairs):
-                gl.thread_barrier()
+                barrier()
                 fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
                     used, True, A_T, TERMS, BYTES, STAGES,
@@ -147,7 +148,7 @@ def _streamed_kernel(
                 most = gl.maximum(most, largest(half_of_a(a_s, used, 1, A_T, BK, STAGES, LA), 1))
                 used += 1
             a_down = scale_of(most)
-            gl.thread_barrier()
+            barrier()
             for s in gl.static_range(STAGES - 1):
                 fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR,
@@ -174,7 +175,7 @@ def _streamed_kernel(
                     3 if TERMS == 2 else 1, deps=[acc, odd_hi, odd_lo]
                 )
                 acc = warpgroup_mma_init(part)
-                gl.thread_barrier()
+                barrier()
                 ahead = pair + STAGES - 1
                 fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + ahead * PAIR,
@@ -200,7 +201,7 @@ def _streamed_kernel(
             total += part * gl.convert_layout(weight_of_part, gl.SliceLayout(0, MMA))[None, :]
             unit = larger
             scale += n
-        gl.thread_barrier()
+        barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
         bad = inside & ((gl.abs(total) < float("inf")) == 0)
         wrong = count_of(bad) if LINE > 0 else any_of(bad)
@@ -241,7 +242,7 @@ def _streamed_kernel(
             heaviest = gl.zeros([BM, BN], gl.float32, L)
             down = gl.convert_layout(inverse(above_zero(unit)), gl.SliceLayout(0, L))
             for pair in range(zero, pairs):
-                gl.thread_barrier()
+                barrier()
                 fetch_pair(
                     a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
                     used, True, A_T, TERMS, BYTES, STAGES,
@@ -278,7 +279,7 @@ def _streamed_kernel(
     if LINE > 0:  # noqa: SIM102
         if line >= 0:
             if line < BM:
-                gl.thread_barrier()
+                barrier()
                 row = line_of_memory(
                     a + (i0 + line).to(gl.int64) * a_row, a_k, b + j0.to(gl.int64) * b_row, b_k,
                     b_row, n - j0, first, first + length, BN, W,

@@ -38,6 +38,7 @@ from autogemm.kernels.tandem_steps import (
 )
 from autogemm.kernels.warpgroups import (
     any_of,
+    barrier,
     by_tma,
     described_tiles,
     in_registers,
@@ -115,7 +116,7 @@ def _tandem_kernel(
         mbarrier.init(odd_a_bars.index(s), count=1)
         mbarrier.init(odd_b_bars.index(s), count=1)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     even = (a_s, b_s, a_bars, b_bars, b_hi, b_lo)
     odd = (odd_a_s, odd_b_s, odd_a_bars, odd_b_bars, odd_b_hi, odd_b_lo)
 
@@ -147,7 +148,7 @@ def _tandem_kernel(
             a_most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
             b_most = gl.zeros([BN], gl.float32, gl.SliceLayout(0, LB))
             for pair in range(zero, pairs):
-                gl.thread_barrier()
+                barrier()
                 fetch_pair(
                     a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
                     B_T, BM, BN, STAGES,
@@ -161,7 +162,7 @@ def _tandem_kernel(
                 used += 1
             a_down = scale_of(a_most)
             b_down = scale_of(b_most)
-            gl.thread_barrier()
+            barrier()
             for s in gl.static_range(STAGES):
                 fetch_pair(
                     a_tiles, b_tiles, even, odd, i0, j0, first + s * PAIR, used + s, s < pairs,
@@ -173,7 +174,7 @@ def _tandem_kernel(
         odd_hi, odd_lo = hi, lo
         put_terms(y, b_down, even, used & 1, A_T, BN, TERMS)
         fence_async_shared()
-        gl.thread_barrier()
+        barrier()
         for start in range(zero, pairs, chunk_pairs):
             stop = gl.minimum(start + chunk_pairs, pairs)
             acc = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
@@ -204,7 +205,7 @@ def _tandem_kernel(
                 )  # fmt: skip
             part, odd_hi, odd_lo = warpgroup_mma_wait(0, deps=[acc, odd_hi, odd_lo])
             total += part * (1.0 + gain * (2 * (stop - start)))
-        gl.thread_barrier()
+        barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
         bad = inside & ((gl.abs(total) < float("inf")) == 0)
         wrong = count_of(bad) if LINE > 0 else any_of(bad)
@@ -239,7 +240,7 @@ def _tandem_kernel(
             odd = (odd_a_s, odd_b_s, odd_a_bars, odd_b_bars, b_hi, b_hi)
             weight = gl.zeros([BM, BN], gl.float32, MMA)
             for pair in range(zero, pairs):
-                gl.thread_barrier()
+                barrier()
                 fetch_pair(
                     a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
                     B_T, BM, BN, STAGES,

@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.warpgroups import absolute, arrive, terms_of
+from autogemm.kernels.warpgroups import absolute, arrive, barrier, terms_of
 
 BLOCK = gl.constexpr(32)
 """Elements of k in a block: eight to each of the four threads that share a row of A."""
@@ -162,7 +162,7 @@ def split_meanwhile(
     )
     other_hi, other_lo = terms_of(x, a_down[:, None])
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     return warpgroup_mma_init(part), other_hi, other_lo
 
 
@@ -174,6 +174,6 @@ def weigh(
     """The sum of |hi·hi| over a block of k."""
     _put(absolute(y, b_down[None, :]), to, A_T, BN)
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
     weight = gl.zeros([BM, BN], gl.float32, L)
     return warpgroup_mma(absolute(x, a_down[:, None]), to, weight, is_async=False)

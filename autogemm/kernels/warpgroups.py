@@ -23,6 +23,9 @@ _LOWEST_EXPONENT = gl.constexpr(-84)
 _SMALLEST_HALF = gl.constexpr(2.0**-24)
 _IEEE_BLOCK = gl.constexpr(16)
 
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+"""Waits for all threads of a program; Triton 3.7 gave it another name."""
+
 
 @gluon.constexpr_function
 def in_registers(fast, rows, cols, warps):
@@ -232,7 +235,7 @@ def settle(
     """
     if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if wrong > 0:
-            gl.thread_barrier()  # whichever thread stored an element is to have done so
+            barrier()  # whichever thread stored an element is to have done so
             # 0, unknown to the compiler, which would keep addresses of a store.
             i0 += (wrong >> 20) if LINE > 0 else (wrong - 1)
             again = ieee_tile(

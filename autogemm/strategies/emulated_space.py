@@ -8,8 +8,8 @@ from autogemm.device import Device, software_versions
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, filling_slices, tile_of, tiles_of
 
-_GLUON = "3.6"
-"""Gluon is an experimental part of Triton: what is written in it runs in the version it knows."""
+_GLUON = ("3.6",)
+"""Gluon is an experimental part of Triton: what is written in it runs in versions it was run in."""
 
 SPLIT_FORMS = ("split", "continuous")
 """Both operands are split beforehand."""
@@ -181,8 +181,9 @@ def reasons_without_gluon(device: Device, params: Params) -> list[str]:
     if device.capability != (9, 0):
         return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
     version = software_versions(device.type).get("triton", "none")
-    if not f"{version}.".startswith(f"{_GLUON}."):
-        return [f"form {form!r} is written in Gluon of Triton {_GLUON}; here is {version}"]
+    if not any(f"{version}.".startswith(f"{known}.") for known in _GLUON):
+        written = " or ".join(_GLUON)
+        return [f"form {form!r} is written in Gluon of Triton {written}; here is {version}"]
     return []
 
 
