@@ -177,7 +177,7 @@ def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
         ),
         "global_scratch_size": 0, "global_scratch_align": 1, "profile_scratch_size": 0,
         "profile_scratch_align": 1, "launch_cooperative_grid": False, "launch_pdl": False,
-        "num_ctas": 1, "gsan_enabled": False, **other,
+        "num_ctas": 1, **other,
     }  # fmt: skip
     launcher = object.__new__(nvidia.CudaLauncher)
     vars(launcher).update(facts)
@@ -189,7 +189,12 @@ def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
     return compiled
 
 
-@pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="another Triton's launcher")
+of_this_triton = pytest.mark.skipif(
+    not triton.__version__.startswith("3.6."), reason="another Triton's launcher"
+)
+
+
+@of_this_triton
 def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None:
     calls: list[tuple[object, ...]] = []
     compiled = compiled_by_triton(calls)
@@ -226,6 +231,7 @@ def test_another_triton_launches_by_itself(monkeypatch: pytest.MonkeyPatch) -> N
     assert direct.starter(compiled_by_triton([]), 1) is None
 
 
+@of_this_triton
 @pytest.mark.usefixtures("driver")
 def test_a_profiler_sees_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
