@@ -252,7 +252,7 @@ class _Run:
             screened=self._screened,
             saved_s=self._saved_us * 1e-6,
             reused=self._reused,
-            unfinished=len(self._order.workloads) - len(self._entries),
+            unfinished=len(self._order.workloads) - self._done,
         )
 
     def _tell(self, problem: Problem, search: Search, row: Measured) -> None:

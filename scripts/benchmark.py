@@ -15,9 +15,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":  # imports take seconds; until then there is nothing to tell
@@ -40,7 +38,7 @@ from autogemm.device import (
     software_versions,
 )
 from autogemm.errors import AutogemmError
-from autogemm.measure import context_is_lost
+from autogemm.long_runs import collected, may_be_replaced, status_of, terminate
 from autogemm.overhead import launch_costs, overhead
 from autogemm.precision import LEVELS
 from autogemm.problem import DTYPE_NAMES, DTYPES
@@ -48,8 +46,6 @@ from autogemm.report import geomean, text_table
 from autogemm.shapes import read_shapes
 from autogemm.strategies import BY_NAME
 from autogemm.workloads import PRESETS, Workload, preset
-
-T = TypeVar("T")
 
 
 def parse() -> argparse.Namespace:
@@ -99,14 +95,16 @@ def parse() -> argparse.Namespace:
         parser.error(f"--sample is {options.sample}; expected a positive integer")
     if (options.preset or options.shapes or options.peer) and not options.peers:
         parser.error("--preset and --shapes choose the problems of --peers, --peer whom to time")
-    others = options.guard or options.eager_gap or options.regret or options.peers
-    if (options.precision or options.mode) and (others or options.overhead):
+    with_table = not (
+        options.guard or options.eager_gap or options.regret or options.peers or options.overhead
+    )
+    if (options.precision or options.mode) and not with_table:
         parser.error("--precision and --mode choose what of the table is timed again, nothing else")
     if options.json is not None:
-        if others and not options.peers:
+        if not (with_table or options.peers):
             parser.error("--json is for --peers and for timing the table again")
         try:  # not after minutes of timing
-            if not options.peers and not _may_be_replaced(options.json):
+            if with_table and not may_be_replaced(options.json):
                 parser.error(
                     f"--json {options.json}: holds something else than this command's figures; "
                     "expected those, or a new file"
@@ -115,27 +113,6 @@ def parse() -> argparse.Namespace:
         except OSError as error:
             parser.error(f"--json {options.json}: cannot be written ({error.strerror})")
     return options
-
-
-def _may_be_replaced(path: Path) -> bool:
-    """Whether nothing is in a file but what an earlier run wrote; raises ``OSError``."""
-    if not path.is_file() or not (text := path.read_text(errors="replace")).strip():
-        return True
-    try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(facts, dict) and "results" in facts and "ceilings" in facts
-
-
-def terminate(number: int, frame: object) -> None:
-    """SIGTERM as Ctrl-C: what was timed until then took minutes and is told."""
-    raise KeyboardInterrupt(number)
-
-
-def status_of(interrupt: KeyboardInterrupt) -> int:
-    """What a shell gives a command that the signal ended."""
-    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def main() -> int:
@@ -318,34 +295,6 @@ GUARD_EXAMPLES = (
     (100000, 512, 512), (1000, 1000, 100000), (64, 64, 1048576), (16, 4096, 4096),
     (256, 256, 262144), (128, 4096, 14336), (32768, 128, 1024),
 )  # fmt: skip
-
-
-def collected(
-    step: Callable[[Entry], Iterable[T]], entries: Iterable[Entry], budget: float | None
-) -> tuple[list[T], int]:
-    """What ``step`` finds for each entry until the budget is over or Ctrl-C ends it.
-
-    And the exit status: what was timed until then took minutes, and is shown.
-    """
-    found: list[T] = []
-    started = time.monotonic()
-    try:
-        for entry in entries:
-            if budget is not None and time.monotonic() - started > budget:
-                print("the budget is over; the rest was not timed", file=sys.stderr)
-                break
-            try:
-                found += step(entry)
-            except (RuntimeError, MemoryError) as error:  # no memory for its operands, say
-                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-                print(f"{entry.problem} was left out: {why}", file=sys.stderr)
-                if context_is_lost(error):
-                    print("the device was lost; the rest was not timed", file=sys.stderr)
-                    return found, 1
-    except KeyboardInterrupt as interrupt:
-        print("stopped; the rest was not timed", file=sys.stderr)
-        return found, status_of(interrupt)
-    return found, 0
 
 
 def show_guard(

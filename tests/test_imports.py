@@ -29,6 +29,7 @@ LAYERS = (
     ("accuracy",),
     ("auditing", "diagnosis"),
     ("measure",),
+    ("long_runs",),
     ("journal", "workloads", "event_times", "listener"),
     ("recording", "shapes", "saving"),
     ("finals", "compile_ahead"),
@@ -36,6 +37,7 @@ LAYERS = (
     ("renewal",),
     ("tuner",),
     ("supervisor", "benchmark", "eager_gap", "guard_cost", "overhead"),
+    ("contestants",),
     ("peers",),
     ("comparisons",),
     ("grading", "verification"),
@@ -148,8 +150,8 @@ def test_transformers_is_imported_for_its_own_layer_alone() -> None:
 
 
 def test_quack_is_imported_by_its_strategy_its_compiler_and_where_it_is_a_peer() -> None:
-    assert importers("quack") == {"strategies.cute", "compile_ahead", "peers"}
-    assert all(lazy for m in ("strategies.cute", "peers") for name, lazy in imports(m)
+    assert importers("quack") == {"strategies.cute", "compile_ahead", "contestants"}
+    assert all(lazy for m in ("strategies.cute", "contestants") for name, lazy in imports(m)
                if name.split(".")[0] in ("quack", "nvmath"))  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def test_triton_is_imported_under_kernels_alone() -> None:
 
 
 def test_nvmath_is_imported_by_the_module_that_owns_its_bindings_and_as_a_peer() -> None:
-    assert importers("nvmath") == {"cublas.library", "peers"}
+    assert importers("nvmath") == {"cublas.library", "contestants"}
 
 
 def test_kernels_are_imported_within_functions_alone() -> None:

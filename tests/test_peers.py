@@ -17,7 +17,7 @@ import pytest
 import torch
 from invented import AXPBY, CPU, FULL, GPU, always, write_for_this_cpu
 
-from autogemm import peers
+from autogemm import contestants, peers
 from autogemm.benchmark import plain_addmm
 from autogemm.comparisons import Figures
 from autogemm.database.lookup import Evidence
@@ -220,7 +220,7 @@ def test_a_packages_peer_is_called_as_it_documents_itself(monkeypatch: pytest.Mo
     fake.gemm_add_inplace = gemm_add_inplace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "quack", types.ModuleType("quack"))
     monkeypatch.setitem(sys.modules, "quack.gemm_interface", fake)
-    quack = Peer("quack", peers._quack)
+    quack = Peer("quack", contestants._quack)
     for update in ("none", "add", "inplace"):
         called.clear()
         found = compare(replace(PROBLEM, update=update), NOTHING, HERE, CPU, [quack])
@@ -327,7 +327,7 @@ def test_a_lost_device_keeps_what_was_compared(
     assert "the device was lost; 1 problems were not timed" in out
     assert (
         "float32 16x12x40 (row x row -> row, add): the device was lost (RuntimeError: CUDA error: "
-        "an illegal memory access was encountered), by the time of lost. --json FILE keeps what "
+        "an illegal memory access was encountered), after lost had begun. --json FILE keeps what "
     ) in err
     assert "and more" not in err
 

@@ -453,6 +453,7 @@ def test_a_problem_too_large_for_the_memory_ends_no_run(tmp_path: Path) -> None:
 
     outcome, _ = run(tmp_path, Small({FULL: 100.0}), huge, CUBE)
     assert [entry.problem for entry in outcome.entries] == [CUBE]
+    assert outcome.unfinished == 0, "to run the command again would change nothing"
 
 
 class Noisy(Recording):
