@@ -29,9 +29,10 @@ def status_of(interrupt: KeyboardInterrupt) -> int:
 def collected(
     step: Callable[[Entry], Iterable[T]], entries: Iterable[Entry], budget: float | None
 ) -> tuple[list[T], int]:
-    """What ``step`` finds for each entry until the budget is over or Ctrl-C ends it.
+    """What ``step`` finds for each entry, until the budget, Ctrl-C or a lost device ends it.
 
-    And the exit status: what was timed until then took minutes, and is shown.
+    And the exit status: what was timed until then took minutes, and is shown. What cannot be
+    timed, for want of memory say, is left out and told.
     """
     found: list[T] = []
     started = time.monotonic()
@@ -43,8 +44,7 @@ def collected(
             try:
                 found += step(entry)
             except (RuntimeError, MemoryError) as error:  # no memory for its operands, say
-                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-                print(f"{entry.problem} was left out: {why}", file=sys.stderr)
+                print(f"{entry.problem} was left out: {in_short(error)}", file=sys.stderr)
                 if context_is_lost(error):
                     print("the device was lost; the rest was not timed", file=sys.stderr)
                     return found, 1
@@ -52,6 +52,12 @@ def collected(
         print("stopped; the rest was not timed", file=sys.stderr)
         return found, status_of(interrupt)
     return found, 0
+
+
+def in_short(problem: BaseException) -> str:
+    """An error's kind and its first line."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0] if lines else 'without a word'}"[:160]
 
 
 def may_be_replaced(path: Path) -> bool:

@@ -18,6 +18,7 @@ from autogemm.contestants import Peer as Peer
 from autogemm.database.lookup import Evidence
 from autogemm.device import Device
 from autogemm.dispatch import Plan, plan
+from autogemm.long_runs import in_short
 from autogemm.measure import Workbench, context_is_lost, in_turns, ratio, scalars
 from autogemm.precision import ErrorBound, Tolerance, allowance, growth
 from autogemm.problem import Problem
@@ -106,7 +107,7 @@ def compare(
         if not context_is_lost(problem_met):
             raise
         raise DeviceLost(
-            f"{problem}: the device was lost ({_in_short(problem_met)}), after "
+            f"{problem}: the device was lost ({in_short(problem_met)}), after "
             f"{begun[-1] if begun else 'nobody'} had begun."
         ) from problem_met
 
@@ -144,7 +145,7 @@ def _compare(
                 if context_is_lost(problem_met):
                     raise
                 judged.pop(peer.name, None)
-                unable[peer.name] = _in_short(problem_met)
+                unable[peer.name] = in_short(problem_met)
         times = in_turns(timers, _ROUNDS)
     own = times[Candidate.of(OURS)]
     return Comparison(
@@ -181,7 +182,7 @@ def compared(
             except DeviceLost:
                 raise
             except Exception as problem_met:
-                left_out(problem, _in_short(problem_met))
+                left_out(problem, in_short(problem_met))
             else:
                 yield found
 
@@ -190,11 +191,6 @@ def planned(problem: Problem, level: str, device: Device, evidence: Evidence) ->
     """What autogemm runs where it is compared."""
     mode = "graph" if device.has_cuda else "eager"
     return plan(problem, Tolerance(level), device, mode, evidence)
-
-
-def _in_short(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0] if lines else 'without a word'}"[:160]
 
 
 # -------------------------------------------------------------------------------- the report
