@@ -142,7 +142,10 @@ class Driver:
 
     def __init__(self) -> None:
         self.filled: list[tuple[object, ...]] = []
-        self.utils = SimpleNamespace(fill_tma_descriptor=self.fill)
+        self.utils = SimpleNamespace(
+            fill_tma_descriptor=self.fill,  # Triton 3.6; later ones:
+            fill_tma_descriptor_tiled=self.fill,
+        )
         self.get_current_device = lambda: 1
         self.get_current_stream = lambda device: 100 + device
 
@@ -177,7 +180,8 @@ def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
         ),
         "global_scratch_size": 0, "global_scratch_align": 1, "profile_scratch_size": 0,
         "profile_scratch_align": 1, "launch_cooperative_grid": False, "launch_pdl": False,
-        "num_ctas": 1, **other,
+        "num_ctas": 1, "arg_annotations": ANNOTATIONS, "kernel_signature": b"kinds",
+        "gsan_enabled": False, **other,
     }  # fmt: skip
     launcher = object.__new__(nvidia.CudaLauncher)
     vars(launcher).update(facts)
@@ -189,12 +193,23 @@ def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
     return compiled
 
 
-of_this_triton = pytest.mark.skipif(
-    not triton.__version__.startswith("3.6."), reason="another Triton's launcher"
+ANNOTATIONS = ["for each argument what it is"]
+TRITON = ".".join(triton.__version__.split(".")[:2])
+of_known_tritons = pytest.mark.skipif(
+    TRITON not in (*direct._SPREAD, *direct._TOGETHER), reason="another Triton's launcher"
 )
 
 
-@of_this_triton
+def parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+    """What a C function got: how to launch, what is to listen, and the kernel's arguments."""
+    if TRITON in direct._SPREAD:
+        assert call[7:9] == (None, None), "scratch memory"
+        return (*call[:7], call[9]), call[10:13], call[13:]
+    assert call[11:15] == (None, None, ANNOTATIONS, b"kinds")
+    return call[:8], call[8:11], tuple(call[15])
+
+
+@of_known_tritons
 def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None:
     calls: list[tuple[object, ...]] = []
     compiled = compiled_by_triton(calls)
@@ -205,20 +220,22 @@ def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None
     rest = (11, 2.5, 64)
     compiled[(7, 1, 1)](described, out, *rest)
     start(7, 1, (described,), (out,), rest)
-    theirs, ours = calls
+    theirs, ours = map(parts, calls)
     assert driver.filled[0] == driver.filled[1]
-    assert ours[:10] == theirs[:10] == (7, 1, 1, 101, 77, False, False, None, None, (4, 1, 0))
-    assert ours[10:13] == (None, None, None)  # no profiler listens
-    assert ours[13:18] == theirs[13:18] == (driver.filled[0], 96, 36, 40, 1)
-    assert theirs[18] is out
-    assert ours[18] == out.data_ptr()
-    assert ours[19:] == theirs[19:] == rest
+    assert ours[0] == theirs[0] == (7, 1, 1, 101, 77, False, False, (4, 1, 0))
+    assert ours[1] == (None, None, None)  # no profiler listens
+    assert ours[2][:5] == theirs[2][:5] == (driver.filled[0], 96, 36, 40, 1)
+    assert theirs[2][5] is out
+    assert ours[2][5] == out.data_ptr()
+    assert ours[2][6:] == theirs[2][6:] == rest
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(
-    "other", [{"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"launch": len}]
-)
+    "other",
+    [{"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"launch": len},
+     {"gsan_enabled": True}],
+)  # fmt: skip
 def test_what_is_not_as_expected_is_left_to_triton(other: dict[str, object]) -> None:
     assert direct.starter(compiled_by_triton([], **other), 1) is None
     assert direct.starter(Compiled(), 0) is None
@@ -226,12 +243,30 @@ def test_what_is_not_as_expected_is_left_to_triton(other: dict[str, object]) -> 
 
 
 @pytest.mark.usefixtures("driver")
-def test_another_triton_launches_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "software_versions", lambda device_type: {"triton": "3.7.0"})
+@pytest.mark.parametrize("version", ["3.5.1", "3.9.0", "3.60.0", ""])
+def test_another_triton_launches_by_itself(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(direct, "software_versions", lambda device_type: {"triton": version})
     assert direct.starter(compiled_by_triton([]), 1) is None
 
 
-@of_this_triton
+@pytest.mark.parametrize("together", [False, True])
+def test_arguments_are_passed_one_by_one_or_as_one_sequence(
+    monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(direct, "stream_of", lambda device: 100 + device)
+    start = direct.Start(
+        lambda *given: calls.append(given), lambda *given: given, [("tiles",)], (77, False),
+        together=together,
+    )  # fmt: skip
+    x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
+    start(7, 1, (descriptor(x, (96, 36), 40, (64, 32)),), (out,), (11, 2.5))
+    filled = (x.data_ptr(), "tiles", [96, 36], [40, 1], 0)
+    arguments = [filled, 96, 36, 40, 1, out.data_ptr(), 11, 2.5]
+    assert calls == [(7, 1, 1, 101, 77, False, *([arguments] if together else arguments))]
+
+
+@of_known_tritons
 @pytest.mark.usefixtures("driver")
 def test_a_profiler_sees_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
@@ -247,4 +282,4 @@ def test_a_profiler_sees_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     for hook in (None, None, chain, print, None):  # the first time it is compiled
         monkeypatch.setattr(runtime, "launch_enter_hook", hook)
         launching.launch(kernel, 7, (out,), (11,), (2.5,), {"BM": 64}, **given)
-    assert [call[11] for call in calls] == [None, chain, print, None]
+    assert [parts(call)[1][1] for call in calls] == [None, chain, print, None]

@@ -1,4 +1,4 @@
-"""Starts a compiled kernel through the C function Triton generated for it, and nothing else.
+"""Starts a compiled kernel through the C function Triton has for it, and nothing else.
 
 On its way there ``CompiledKernel`` asks for the device, collects what profilers want to know,
 and asks the driver about every pointer. That is for callers who may have changed any of it; on the
@@ -18,22 +18,24 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from autogemm.device import software_versions
 
-_KNOWN = "3.6"
-"""The version of Triton whose private parts are as this module takes them to be."""
+_SPREAD = ("3.6",)
+_TOGETHER = ("3.7", "3.8")
+"""Versions of Triton whose private parts are as this module takes them to be: those that pass
+a kernel's arguments one by one, and those that pass them as one sequence."""
 
 
 class Start:
     """Runs a kernel, given programs, device, descriptors, tensors and everything that follows."""
 
-    __slots__ = ("_kernel", "fill", "fixed", "known", "run")
+    __slots__ = ("_kernel", "_run", "_together", "fill", "fixed", "known")
 
     def __init__(
         self, run: Callable[..., None], fill: Callable[..., object],
         known: Sequence[tuple[object, ...]], fixed: tuple[object, ...], kernel: object = None,
+        *, together: bool = False,
     ) -> None:  # fmt: skip
         self._kernel = kernel  # kept alive: ``fixed`` has its handle
-        self.run = run
-        """The C function: programs (3), a stream, ``fixed``, descriptors, pointers, the rest."""
+        self._run, self._together = run, together
         self.fill = fill
         """Makes a descriptor of an address, one of ``known``, a shape, strides and a padding."""
         self.known, self.fixed = known, fixed
@@ -52,7 +54,14 @@ class Start:
             described += x.shape
             described += x.strides
         pointers = [x.data_ptr() for x in tensors]
-        self.run(programs, 1, 1, stream_of(device), *self.fixed, *described, *pointers, *rest)
+        self.run(programs, stream_of(device), [*described, *pointers, *rest])
+
+    def run(self, programs: int, stream: int, arguments: Sequence[object]) -> None:
+        """Call the C function; ``arguments`` are the kernel's: descriptors, pointers, the rest."""
+        if self._together:
+            self._run(programs, 1, 1, stream, *self.fixed, arguments)
+        else:
+            self._run(programs, 1, 1, stream, *self.fixed, *arguments)
 
 
 def stream_of(device: int) -> int:
@@ -65,24 +74,28 @@ def starter(compiled: Any, descriptors: int) -> Start | None:
 
     None where this Triton is not known to allow it.
     """
-    if not software_versions("cuda").get("triton", "").startswith(f"{_KNOWN}."):
-        return None
+    version = software_versions("cuda").get("triton", "")
     try:
-        return _starter(compiled, descriptors)
+        if version.startswith(tuple(f"{known}." for known in _SPREAD)):
+            return _starter(compiled, descriptors, together=False)
+        if version.startswith(tuple(f"{known}." for known in _TOGETHER)):
+            return _starter(compiled, descriptors, together=True)
     except (AttributeError, ImportError, KeyError, TypeError):  # a build that differs
-        return None
+        pass
+    return None
 
 
-def _starter(compiled: Any, descriptors: int) -> Start | None:
+def _starter(compiled: Any, descriptors: int, *, together: bool) -> Start | None:
     launcher = compiled.run
     metas = getattr(compiled.metadata, "tensordesc_meta", None) or []
     if (
         type(launcher).__name__ != "CudaLauncher"
         or launcher.global_scratch_size
         or launcher.profile_scratch_size
+        or getattr(launcher, "gsan_enabled", False)
         or len(metas) != descriptors
         or not all(metas)
-        or any(meta["fp4_padded"] for meta in metas)
+        or any(meta["fp4_padded"] or meta.get("is_im2col") for meta in metas)
     ):
         return None
     from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
@@ -92,7 +105,8 @@ def _starter(compiled: Any, descriptors: int) -> Start | None:
         run = inspect.getclosurevars(run).nonlocals.get("launcher")
         if run is None:
             return None
-    fill = triton.runtime.driver.active.utils.fill_tma_descriptor
+    utils = triton.runtime.driver.active.utils
+    fill = utils.fill_tma_descriptor_tiled if together else utils.fill_tma_descriptor
     known = [
         (
             meta["swizzle"], meta["elem_size"], TMA_DTYPE_DEVICE_TO_HOST[meta["elem_type"]],
@@ -100,11 +114,15 @@ def _starter(compiled: Any, descriptors: int) -> Start | None:
         )
         for meta in metas
     ]  # fmt: skip
-    fixed = (
-        compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None,
-        compiled.packed_metadata, None, None, None,
-    )  # fmt: skip
-    return Start(run, fill, known, fixed, compiled)
+    fixed: tuple[object, ...]
+    how = (compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl)
+    unwatched, no_scratch = (None, None, None), (None, None)
+    if together:
+        kinds = (launcher.arg_annotations, launcher.kernel_signature)
+        fixed = (*how, compiled.packed_metadata, *unwatched, *no_scratch, *kinds)
+    else:
+        fixed = (*how, *no_scratch, compiled.packed_metadata, *unwatched)
+    return Start(run, fill, known, fixed, compiled, together=together)
 
 
 def is_watched() -> bool:

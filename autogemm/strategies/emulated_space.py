@@ -8,7 +8,7 @@ from autogemm.device import Device, software_versions
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, filling_slices, tile_of, tiles_of
 
-_GLUON = ("3.6",)
+_GLUON = ("3.6", "3.7", "3.8")
 """Gluon is an experimental part of Triton: what is written in it runs in versions it was run in."""
 
 SPLIT_FORMS = ("split", "continuous")
@@ -182,7 +182,7 @@ def reasons_without_gluon(device: Device, params: Params) -> list[str]:
         return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
     version = software_versions(device.type).get("triton", "none")
     if not any(f"{version}.".startswith(f"{known}.") for known in _GLUON):
-        written = " or ".join(_GLUON)
+        written = f"{', '.join(_GLUON[:-1])} or {_GLUON[-1]}"
         return [f"form {form!r} is written in Gluon of Triton {written}; here is {version}"]
     return []
 
