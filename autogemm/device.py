@@ -211,11 +211,15 @@ def _driver_version() -> str | None:
 
 def clocks() -> dict[str, int]:
     """SM and memory clocks of the current GPU in MHz, empty where nvidia-smi cannot tell."""
-    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader,nounits"]
     try:
+        # By its name: nvidia-smi counts GPUs that CUDA_VISIBLE_DEVICES hides from torch.
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        query = [
+            "nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=clocks.sm,clocks.mem",
+            "--format=csv,noheader,nounits",
+        ]  # fmt: skip
         text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        rows = [line.split(",") for line in text.strip().splitlines()]
-        sm, mem = rows[min(torch.cuda.current_device(), len(rows) - 1)]
-        return {"sm_mhz": int(sm), "memory_mhz": int(mem)}
-    except (OSError, ValueError, subprocess.SubprocessError, IndexError):
+        sm, memory = text.strip().split(",")
+        return {"sm_mhz": int(sm), "memory_mhz": int(memory)}
+    except (AttributeError, OSError, ValueError, subprocess.SubprocessError):
         return {}

@@ -191,6 +191,7 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _attention("bfloat16", 16, 4096, 128)
         yield from _each("bfloat16", [(128, 14336, 4096), (128, 4096, 14336)], "nt", "none", 8)
         yield from _each("bfloat16", _cube(32), batch=1024)
+        yield from _each("float32", _cube(16, 33), batch=4096)
         yield from _each("bfloat16 float16", _cube(512), batch=16)
         yield from _each("bfloat16", _cube(1024), batch=4)
         yield from _each("float64", _cube(512, 2048, 3072, 1001, 3001))

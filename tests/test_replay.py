@@ -26,6 +26,7 @@ from autogemm.strategies import BY_NAME
 launching = importlib.import_module("autogemm.kernels.launch")
 direct = importlib.import_module("autogemm.kernels.direct")
 replay = importlib.import_module("autogemm.kernels.replay")
+short_product = importlib.import_module("autogemm.kernels.short_product")
 
 DESCRIPTORS = {
     "half_product._product_kernel": 2, "interleaved_product._interleaved_kernel": 9,
@@ -63,7 +64,8 @@ class Host:
             id(getattr(importlib.import_module(f"autogemm.kernels.{module}"), kernel)): count
             for (module, kernel), count in ((k.split("."), c) for k, c in DESCRIPTORS.items())
         }
-        known = [(i, "swizzle") for i in range(names.get(key[0], 0))]
+        direct_reads = key[0] == id(short_product._short_kernel) and key[2][4] is not None
+        known = [(i, "swizzle") for i in range(0 if direct_reads else names.get(key[0], 0))]
         start = direct.Start(
             lambda *given: self.launched.append(given), lambda *given: given, known, FIXED
         )
@@ -138,6 +140,9 @@ BATCHES = {
     "continuous": CASES["continuous"], "fused": CASES["fused"], "half": CASES["half"],
     "half persistent": CASES["half persistent"],
     "short": ("short", {"bm": 64, "bn": 64, "bk": 32, "warps": 4, "stages": 2}),
+    "short direct": (
+        "short", {"bm": 32, "bn": 32, "bk": 32, "warps": 4, "stages": 1, "reads": "direct"}
+    ),
 }  # fmt: skip
 LAYOUTS = [
     ("row", "row", "row", "none"), ("row", "col", "row", "row"), ("col", "row", "col", "col"),

@@ -6,6 +6,7 @@ Its kernel runs on a GPU as it is, elsewhere in Triton's interpreter, as ``test_
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -28,8 +29,12 @@ STRATEGY = BY_NAME["short"]
 PARAMS: dict[str, ParamValue] = {"bm": 32, "bn": 32, "bk": 32, "warps": 1, "stages": 1}
 TILES = [
     Candidate.of("short", **{**PARAMS, **changed})
-    for changed in ({}, {"bm": 64, "bn": 64, "warps": 4, "stages": 2}, {"bm": 128, "bk": 64})
-]
+    for changed in (
+        {}, {"bm": 64, "bn": 64, "warps": 4, "stages": 2}, {"bm": 128, "bk": 64, "warps": 4},
+        {"reads": "direct"}, {"bm": 64, "stages": 2, "reads": "direct"},
+    )
+]  # fmt: skip
+DIRECT = TILES[3:]
 ORDERS = {"n": "row", "t": "col"}
 
 
@@ -86,6 +91,23 @@ def test_batches_are_computed_matrix_by_matrix(how: Candidate, layout: str) -> N
         assert torch.equal(found, (a.double() @ b.double()).float())
 
 
+@pytest.mark.parametrize("b", LAYOUTS)
+@pytest.mark.parametrize("a", LAYOUTS)
+@pytest.mark.parametrize("how", DIRECT, ids=str)
+def test_operands_that_are_read_directly_lie_as_they_like(how: Candidate, a: str, b: str) -> None:
+    for batch, m, n, k in (((), 37, 70, 33), ((3,), 5, 3, 7), ((2,), 33, 1, 1), ((2,), 1, 35, 65)):
+        A, B = LAYOUTS[a](integers(*batch, m, k)), LAYOUTS[b](integers(*batch, k, n))
+        C = integers(*batch, m, n)
+        exact = (0.75 * (A.double() @ B.double()) + 0.5 * C.double()).float()
+        assert torch.equal(run(0.75, A, B, 0.5, C, how=how), exact)
+        out = LAYOUTS[b](C)
+        assert torch.equal(run(0.75, A, B, 0.5, out, out, how), exact)
+        if batch:
+            A, B = A[:1].expand(A.shape), B[1:2].expand(B.shape)
+            exact = (A.double() @ B.double()).float()
+            assert torch.equal(run(1.0, A, B, 0.0, None, how=how), exact)
+
+
 def test_matrices_of_the_result_may_begin_anywhere() -> None:
     """Where rows are whole multiples of 16 bytes, and matrices are not."""
     A, B, C = integers(3, 36, 52), integers(3, 52, 40), integers(3, 36, 40)
@@ -101,13 +123,13 @@ def test_matrices_of_the_result_may_begin_anywhere() -> None:
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 3e38])
 def test_a_bad_element_reaches_its_row_and_no_other_matrix(value: float) -> None:
     """Tiles reach beyond a matrix's rows, columns and k: what follows it in memory is another."""
-    for layout in ("nn", "tt"):
+    for layout, how in itertools.product(("nn", "tt"), (TILES[0], DIRECT[0])):
         A, B = normal(3, 36, 52), normal(3, 52, 40)
         if layout == "tt":
             A, B = A.mT.contiguous().mT, B.mT.contiguous().mT
-        good = run(1.0, A, B, 0.0, None)
+        good = run(1.0, A, B, 0.0, None, how=how)
         A[1, 5, 51], B[1, 51, 3] = value, 0.0
-        bad = run(1.0, A, B, 0.0, None)
+        bad = run(1.0, A, B, 0.0, None, how=how)
         assert torch.equal(bad[::2], good[::2])
         others = torch.arange(36, device=PLACE) != 5
         columns = torch.arange(40, device=PLACE) != 3
@@ -122,7 +144,7 @@ def test_the_bound_is_kept_on_hostile_operands(name: str) -> None:
     A, B, C = HOSTILE[name](36, 20, 72, torch.float32, seeded("short", name))
     truth = Truth(1.5, A, B, 0.5, C)
     A, B, C = (x.to(PLACE) for x in (A, B, C))
-    for how in TILES[:2]:
+    for how in (*TILES[:2], DIRECT[0]):
         assert serve(how, 1.5, A, B, 0.5, C.clone(), "C", truth)
 
 
@@ -140,8 +162,9 @@ def test_it_takes_short_k_and_aligned_operands() -> None:
     assert why(problem_of(200000, 64, 64)) == why(problem_of(32, 32, 32, 1024)) == ""
     assert "programs at most" in why(problem_of(32, 32, 32, 2**31))
     assert "k is 128 at most" in why(problem_of(200000, 64, 132))
-    assert "not 16-byte aligned" in why(problem_of(200000, 64, 63))
-    assert "not 16-byte aligned" in why(replace(problem_of(64, 64, 64), b="strided"))
+    for unaligned in (problem_of(200000, 64, 63), replace(problem_of(64, 64, 64), b="strided")):
+        assert "without reads=direct operands are to be 16-byte aligned" in why(unaligned)
+        assert not STRATEGY.reasons_not(unaligned, GPU, {**PARAMS, "reads": "direct"})
     half = contiguous_problem(64, 64, 64, torch.float16, device_type="cuda")
     assert "computes float32" in STRATEGY.reasons_not(half, GPU, PARAMS)[0]
 
@@ -151,6 +174,12 @@ def test_its_space_is_what_memory_bounds() -> None:
     assert {(c.kwargs["bm"], c.kwargs["bn"], c.kwargs["bk"]) for c in small} == {(32, 32, 32)}
     tall = STRATEGY.candidates(problem_of(200000, 64, 64), GPU)
     assert {c.kwargs["bn"] for c in tall} == {32, 64}
+    assert not any("reads" in c.kwargs for c in tall)
+    assert {c.kwargs.get("reads") for c in small} == {None, "direct"}
+    for odd in (problem_of(200000, 63, 63), problem_of(5, 5, 5, 4096)):
+        found = STRATEGY.candidates(odd, GPU)
+        assert found
+        assert all(c.kwargs["reads"] == "direct" for c in found)
     assert not STRATEGY.candidates(problem_of(4096, 4096, 64), GPU), "bound by arithmetic"
     assert not STRATEGY.candidates(problem_of(4096, 4096, 4096), GPU)
 

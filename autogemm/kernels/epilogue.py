@@ -59,14 +59,14 @@ def store_tile(
 
     All of C is asked for before anything is stored: one wait for memory instead of many.
     """
-    source = _read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN)
-    _store_parts(
+    source = read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN)
+    store_parts(
         total, source, out, i0, j0, m, n, out_row, out_col, alpha, beta, HAS_C, ROWS, BM, BN
     )
 
 
 @triton.jit
-def _read_parts(
+def read_parts(
     c, i0, j0, m, n, c_row, c_col, HAS_C: tl.constexpr, ROWS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
@@ -74,20 +74,29 @@ def _read_parts(
     if not HAS_C:
         parts = 0.0
     elif BN > _AT_ONCE:
-        left = _read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
-        right = _read_parts(c, i0, j0 + BN // 2, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
+        left = read_parts(c, i0, j0, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
+        right = read_parts(c, i0, j0 + BN // 2, m, n, c_row, c_col, HAS_C, ROWS, BM, BN // 2)
         parts = left, right  # type: ignore[assignment]
     else:
-        at, inside = _place(c, i0, j0, m, n, c_row, c_col, ROWS, BM, BN)
-        parts = tl.load(at, mask=inside, other=0.0)
+        parts = read_tile(c, i0, j0, m, n, c_row, c_col, ROWS, BM, BN)
     return parts
 
 
 @triton.jit
-def _store_parts(
+def read_tile(
+    x, i0, j0, m, n, row, col, ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """A tile of the matrix x, zeros beyond it. ROWS is what ``rows_of`` says of it."""
+    at, inside = _place(x, i0, j0, m, n, row, col, ROWS, BM, BN)
+    return tl.load(at, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_parts(
     total, source, out, i0, j0, m, n, out_row, out_col, alpha, beta, HAS_C: tl.constexpr,
     ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
+    """``store_tile`` of a tile of C that ``read_parts`` has read."""
     if BN > _AT_ONCE:  # half after half: a tile's addresses take many registers
         halves = tl.permute(tl.reshape(total, (BM, 2, BN // 2)), (0, 2, 1))
         left, right = tl.split(halves)
@@ -97,11 +106,11 @@ def _store_parts(
         else:
             source_left = source
             source_right = source
-        _store_parts(
+        store_parts(
             left, source_left, out, i0, j0, m, n, out_row, out_col, alpha, beta, HAS_C, ROWS, BM,
             BN // 2,
         )  # fmt: skip
-        _store_parts(
+        store_parts(
             right, source_right, out, i0, j0 + BN // 2, m, n, out_row, out_col, alpha, beta, HAS_C,
             ROWS, BM, BN // 2,
         )  # fmt: skip

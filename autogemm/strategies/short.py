@@ -6,7 +6,7 @@ not take longer than its memory does, and what emulation and general kernels do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -48,11 +48,17 @@ _TILES = (
     (64, 128, 32, 8, 2),
 )
 """(bm, bn, bk, warps, stages)"""
+_DIRECT_TILES = ((32, 32, 32, 1, 1), (32, 32, 32, 2, 1), (32, 32, 32, 4, 1), (64, 32, 32, 2, 1))
+"""Of small matrices, for which a descriptor takes longer to arrive than what it describes."""
 _GROUP = 8
 
 
 class Short(Strategy):
-    """A program computes a tile of ``bm`` x ``bn``, ``bk`` elements of k at a time."""
+    """A program computes a tile of ``bm`` x ``bn``, ``bk`` elements of k at a time.
+
+    With ``reads`` operands are read by plain accesses, however they lie, instead of through tensor
+    descriptors, which want them aligned.
+    """
 
     name = "short"
     dtypes = frozenset({torch.float32})
@@ -61,6 +67,7 @@ class Short(Strategy):
     depends_on = ("torch", "triton")
     min_capability = (9, 0)  # tensor descriptors
     batched = True
+    optional = frozenset({"reads"})
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {
@@ -69,6 +76,7 @@ class Short(Strategy):
             "bk": one_of(32, 64),
             "warps": one_of(1, 2, 4, 8),
             "stages": one_of(1, 2, 3, 4),
+            "reads": one_of("direct"),
         }
 
     def _reasons_not(self, problem: Problem, device: Device, params: Params) -> list[str]:
@@ -76,16 +84,23 @@ class Short(Strategy):
             return ["the arithmetic of its products was studied on NVIDIA GPUs only"]
         if problem.k > _LONGEST or max(problem.m, problem.n) > _MOST:
             return [f"k is {_LONGEST} at most and others {_MOST}, not {problem}"]
-        if not {problem.a, problem.b} <= {"row", "col"}:
-            return ["operands are not 16-byte aligned with one contiguous extent"]
+        if "reads" not in params and not _is_aligned(problem):
+            return [
+                "without reads=direct operands are to be 16-byte aligned with one contiguous "
+                f"extent, not {problem}"
+            ]
         return reasons_against_size(problem, *tile_of(params))
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
         if 1 / problem.m + 1 / problem.n + 1 / problem.k < 1 / _BALANCE:
             return
-        for bm, bn, bk, warps, stages in _TILES:
-            if _fits(bm, problem.m) and _fits(bn, problem.n) and _fits(bk, problem.k):
-                yield {"bm": bm, "bn": bn, "bk": bk, "warps": warps, "stages": stages}
+        described: Iterable[tuple[int, ...]] = _TILES
+        direct: Iterable[tuple[int, ...]] = _DIRECT_TILES if problem.batch > 1 else ()
+        if not _is_aligned(problem):
+            described, direct = (), dict.fromkeys((*direct, *_TILES))
+        yield from _that_fit(problem, described)
+        for params in _that_fit(problem, direct):
+            yield {**params, "reads": "direct"}
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # One error a term, and those of α, β and both their sums.
@@ -99,13 +114,27 @@ class Short(Strategy):
         tiling = Tiling(
             *tile_of(params), int(params["bk"]), int(params["warps"]), int(params["stages"]), _GROUP
         )
+        direct = "reads" in params
 
         def write(
             alpha: float, A: Tensor, B: Tensor, beta: float, C: Tensor | None, out: Tensor
         ) -> None:
-            short_product(alpha, A, B, beta, C, out, tiling=tiling)
+            short_product(alpha, A, B, beta, C, out, tiling=tiling, direct=direct)
 
         return into_new(write, batched=problem.batch > 1)
+
+
+def _is_aligned(problem: Problem) -> bool:
+    """Whether descriptors can be had of both operands."""
+    return {problem.a, problem.b} <= {"row", "col"}
+
+
+def _that_fit(
+    problem: Problem, tiles: Iterable[tuple[int, ...]]
+) -> Iterator[dict[str, ParamValue]]:
+    for bm, bn, bk, warps, stages in tiles:
+        if _fits(bm, problem.m) and _fits(bn, problem.n) and _fits(bk, problem.k):
+            yield {"bm": bm, "bn": bn, "bk": bk, "warps": warps, "stages": stages}
 
 
 def _fits(block: int, extent: int) -> bool:
