@@ -211,6 +211,8 @@ def _driver_version() -> str | None:
 
 def clocks() -> dict[str, int]:
     """SM and memory clocks of the current GPU in MHz, empty where nvidia-smi cannot tell."""
+    if not torch.cuda.is_available():
+        return {}
     try:
         # By its name: nvidia-smi counts GPUs that CUDA_VISIBLE_DEVICES hides from torch.
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid

@@ -16,6 +16,7 @@ from autogemm import device
 def second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The current GPU is what torch sees of a host's second one."""
     properties = SimpleNamespace(uuid="aaaa-bbbb")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
 
@@ -23,7 +24,7 @@ def second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("second_gpu")
 def test_clocks_are_those_of_the_gpu_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     def nvidia_smi(query: list[str], **_: Any) -> SimpleNamespace:
-        assert query[0] == "nvidia-smi"
+        assert (query[0], query[2]) == ("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem")
         told = {"--id=GPU-aaaa-bbbb": "1980, 3201\n"}
         return SimpleNamespace(stdout=told[query[1]])
 
@@ -47,4 +48,9 @@ def test_clocks_are_unknown_where_nvidia_smi_cannot_tell(
         return SimpleNamespace(stdout=answer)
 
     monkeypatch.setattr(subprocess, "run", nvidia_smi)
+    assert device.clocks() == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_are_no_clocks() -> None:
     assert device.clocks() == {}

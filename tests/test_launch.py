@@ -137,14 +137,25 @@ def test_what_compilation_depends_on_is_compiled_apart(
     assert [len(made.launches) for made in kernel.made] == [1, 1]
 
 
-class Driver:
-    """A GPU's, as far as launches ask it."""
+TRITONS = ("3.6.0", "3.7.1", "3.8.0")
+"""Versions whose launchers ``direct`` knows."""
+TILES = {
+    "swizzle": 3, "elem_size": 2, "elem_type": 8, "block_size": [64, 32], "fp4_padded": False,
+}  # fmt: skip
+ANNOTATIONS = list(range(9))
+"""3.7 and later say of each argument what it is: descriptor, extents, strides, and four more."""
 
-    def __init__(self) -> None:
+
+class Driver:
+    """A GPU's, as far as launches ask it, in a version of Triton."""
+
+    def __init__(self, triton_version: str) -> None:
         self.filled: list[tuple[object, ...]] = []
+        self.is_old = triton_version.startswith("3.6.")
+        self.is_installed = triton.__version__.startswith(triton_version[:4])
+        tiled = "" if self.is_old else "_tiled"
         self.utils = SimpleNamespace(
-            fill_tma_descriptor=self.fill,  # Triton 3.6; later ones:
-            fill_tma_descriptor_tiled=self.fill,
+            **{f"fill_tma_descriptor{tiled}": self.fill}, unload_module=lambda module: None
         )
         self.get_current_device = lambda: 1
         self.get_current_stream = lambda device: 100 + device
@@ -154,75 +165,105 @@ class Driver:
         return description
 
 
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    fake = Driver()
+@pytest.fixture(params=TRITONS)
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    fake = Driver(request.param)
+    versions = {"triton": request.param}
+    monkeypatch.setattr(direct, "software_versions", lambda device_type: versions)
     monkeypatch.setattr(triton.runtime.driver, "_active", fake)
     stream_of = fake.get_current_stream
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", stream_of, raising=False)
     return fake
 
 
-TILES = {
-    "swizzle": 3, "elem_size": 2, "elem_type": 6, "block_size": [64, 32], "fp4_padded": False,
-}  # fmt: skip
+class CudaLauncher:
+    """Triton's, in a version that is not installed."""
+
+    def __init__(self, driver: Driver, launcher: Callable[..., None]) -> None:
+        def spread(*args: Any) -> None:
+            launcher(*args[:13], *expanded(args[13:]))
+
+        def together(*args: Any) -> None:
+            launcher(*args[:-1], expanded(args[-1]))
+
+        def expanded(args: tuple[Any, ...]) -> list[Any]:
+            x = args[0]
+            filled = driver.fill(
+                x.base.data_ptr(), 3, 2, 10, TILES["block_size"], x.shape, x.strides, 0
+            )
+            return [filled, *x.shape, *x.strides, *args[1:]]
+
+        self._is_old, self.launch = driver.is_old, spread if driver.is_old else together
+
+    def __call__(
+        self, x: int, y: int, z: int, stream: int, function: object, metadata: object,
+        launch_metadata: object, enter: object, leave: object, *args: object,
+    ) -> None:  # fmt: skip
+        how = (x, y, z, stream, function, self.launch_cooperative_grid, self.launch_pdl)
+        listening = (metadata, launch_metadata, enter, leave)
+        if self._is_old:
+            self.launch(*how, None, None, *listening, *args)
+        else:
+            kinds = (self.arg_annotations, self.kernel_signature)
+            self.launch(*how, *listening, None, None, *kinds, args)
 
 
-def compiled_by_triton(calls: list[tuple[object, ...]], **other: object) -> Any:
-    """A kernel of a descriptor, a pointer, two numbers and a constant; the launcher is Triton's."""
+def compiled_by_triton(
+    driver: Driver, calls: list[tuple[object, ...]], metas: list[Any] | None = None, **other: object
+) -> Any:
+    """A kernel of a descriptor, a pointer, two numbers and a constant."""
     from triton.backends.nvidia import driver as nvidia
     from triton.compiler.compiler import CompiledKernel
 
-    signature = dict(enumerate(["tensordesc<fp16[64,32]>", "*fp32", "i32", "fp32", "constexpr"]))
-    facts = {
-        "launch": nvidia.wrap_handle_tensordesc(
-            lambda *args: calls.append(args), signature, [TILES]
-        ),
+    def launched(*args: object) -> None:
+        calls.append(args)
+
+    launcher: Any = CudaLauncher(driver, launched)
+    if driver.is_installed:
+        kinds = ["tensordesc<fp16[64,32]>", "*fp32", "i32", "fp32", "constexpr"]
+        launcher = object.__new__(nvidia.CudaLauncher)
+        launcher.launch = nvidia.wrap_handle_tensordesc(launched, dict(enumerate(kinds)), [TILES])
+    vars(launcher).update({
         "global_scratch_size": 0, "global_scratch_align": 1, "profile_scratch_size": 0,
-        "profile_scratch_align": 1, "launch_cooperative_grid": False, "launch_pdl": False,
+        "profile_scratch_align": 1, "launch_cooperative_grid": True, "launch_pdl": False,
         "num_ctas": 1, "arg_annotations": ANNOTATIONS, "kernel_signature": b"kinds",
         "gsan_enabled": False, **other,
-    }  # fmt: skip
-    launcher = object.__new__(nvidia.CudaLauncher)
-    vars(launcher).update(facts)
+    })  # fmt: skip
     compiled = object.__new__(CompiledKernel)
+    metas = [TILES] if metas is None else metas
     vars(compiled).update(
-        module=object(), _run=launcher, function=77, packed_metadata=(4, 1, 0), name="k", src=None,
-        metadata=SimpleNamespace(tensordesc_meta=[TILES], name="k"),
+        module=SimpleNamespace(), _run=launcher, function=77, packed_metadata=(4, 1, 0), name="k",
+        src=None, metadata=SimpleNamespace(tensordesc_meta=metas, name="k"), metadata_group={},
+        hash="",
     )  # fmt: skip
     return compiled
 
 
-ANNOTATIONS = ["for each argument what it is"]
-TRITON = ".".join(triton.__version__.split(".")[:2])
-of_known_tritons = pytest.mark.skipif(
-    TRITON not in (*direct._SPREAD, *direct._TOGETHER), reason="another Triton's launcher"
-)
-
-
-def parts(call: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+def parts(
+    driver: Driver, call: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """What a C function got: how to launch, what is to listen, and the kernel's arguments."""
-    if TRITON in direct._SPREAD:
+    if driver.is_old:
         assert call[7:9] == (None, None), "scratch memory"
         return (*call[:7], call[9]), call[10:13], call[13:]
     assert call[11:15] == (None, None, ANNOTATIONS, b"kinds")
+    assert len(call) == 16
     return call[:8], call[8:11], tuple(call[15])
 
 
-@of_known_tritons
 def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None:
     calls: list[tuple[object, ...]] = []
-    compiled = compiled_by_triton(calls)
-    start = direct.starter(compiled, 1)
-    assert start is not None
+    compiled = compiled_by_triton(driver, calls)
     x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
     described = descriptor(x, (96, 36), 40, (64, 32))
+    start = direct.starter(compiled, (described,), 4)
+    assert start is not None
     rest = (11, 2.5, 64)
     compiled[(7, 1, 1)](described, out, *rest)
     start(7, 1, (described,), (out,), rest)
-    theirs, ours = map(parts, calls)
+    theirs, ours = (parts(driver, call) for call in calls)
     assert driver.filled[0] == driver.filled[1]
-    assert ours[0] == theirs[0] == (7, 1, 1, 101, 77, False, False, (4, 1, 0))
+    assert ours[0] == theirs[0] == (7, 1, 1, 101, 77, True, False, (4, 1, 0))
     assert ours[1] == (None, None, None)  # no profiler listens
     assert ours[2][:5] == theirs[2][:5] == (driver.filled[0], 96, 36, 40, 1)
     assert theirs[2][5] is out
@@ -230,23 +271,32 @@ def test_a_kernel_is_started_with_what_triton_would_pass(driver: Driver) -> None
     assert ours[2][6:] == theirs[2][6:] == rest
 
 
-@pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(
     "other",
     [{"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"launch": len},
-     {"gsan_enabled": True}],
+     {"gsan_enabled": True}, {"metas": [{**TILES, "fp4_padded": True}]},
+     {"metas": [{**TILES, "is_im2col": True}]}, {"metas": [None]}],
+    ids=str,
 )  # fmt: skip
-def test_what_is_not_as_expected_is_left_to_triton(other: dict[str, object]) -> None:
-    assert direct.starter(compiled_by_triton([], **other), 1) is None
-    assert direct.starter(Compiled(), 0) is None
-    assert direct.starter(compiled_by_triton([]), 2) is None
+def test_what_is_not_as_expected_is_left_to_triton(
+    driver: Driver, other: dict[str, object]
+) -> None:
+    x = descriptor(torch.empty(96, 40, dtype=torch.float16), (96, 36), 40, (64, 32))
+    assert direct.starter(compiled_by_triton(driver, []), (x,), 4) is not None
+    assert direct.starter(compiled_by_triton(driver, [], **other), (x,), 4) is None
+    assert direct.starter(Compiled(), (), 4) is None
+    assert direct.starter(compiled_by_triton(driver, []), (x, x), 4) is None
+    if not driver.is_old:
+        assert direct.starter(compiled_by_triton(driver, []), (x,), 5) is None
 
 
-@pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize("version", ["3.5.1", "3.9.0", "3.60.0", ""])
-def test_another_triton_launches_by_itself(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_another_triton_launches_by_itself(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     monkeypatch.setattr(direct, "software_versions", lambda device_type: {"triton": version})
-    assert direct.starter(compiled_by_triton([]), 1) is None
+    x = descriptor(torch.empty(96, 40, dtype=torch.float16), (96, 36), 40, (64, 32))
+    assert direct.starter(compiled_by_triton(driver, []), (x,), 4) is None
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -266,20 +316,24 @@ def test_arguments_are_passed_one_by_one_or_as_one_sequence(
     assert calls == [(7, 1, 1, 101, 77, False, *([arguments] if together else arguments))]
 
 
-@of_known_tritons
-@pytest.mark.usefixtures("driver")
-def test_a_profiler_sees_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["launch_enter_hook", "launch_exit_hook"])
+def test_a_profiler_sees_every_launch(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     calls: list[tuple[object, ...]] = []
     kernel = Compiling("tiles", "x", "m", "alpha", "BM")
     monkeypatch.setattr(launching, "CompiledKernel", object)
     monkeypatch.setattr(Compiling, "__getitem__", lambda *_: lambda *a, **b: made)
-    made = compiled_by_triton(calls)
+    made = compiled_by_triton(driver, calls)
     x, out = torch.empty(96, 40, dtype=torch.float16), torch.empty(5)
     given = {"num_warps": 4, "descriptors": (descriptor(x, (96, 36), 40, (64, 32)),)}
     runtime = triton.knobs.runtime
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        assert not hook.calls
     chain = type(runtime.launch_enter_hook)()
     chain.add(print)
     for hook in (None, None, chain, print, None):  # the first time it is compiled
-        monkeypatch.setattr(runtime, "launch_enter_hook", hook)
+        monkeypatch.setattr(runtime, name, hook)
         launching.launch(kernel, 7, (out,), (11,), (2.5,), {"BM": 64}, **given)
-    assert [parts(call)[1][1] for call in calls] == [None, chain, print, None]
+    place = 1 if name == "launch_enter_hook" else 2
+    assert [parts(driver, call)[1][place] for call in calls] == [None, chain, print, None]

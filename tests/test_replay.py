@@ -47,6 +47,8 @@ class Host:
     looked_up: int = 0
     memory: torch.Tensor = field(default_factory=lambda: torch.empty(2**24, dtype=torch.uint8))
     used: int = 0
+    together: bool = False
+    """Whether a kernel's arguments are passed as one sequence, as Triton 3.7 and later do."""
 
     def __post_init__(self) -> None:
         self.memory = self.memory[-self.memory.data_ptr() % 512 :]
@@ -64,11 +66,14 @@ class Host:
             id(getattr(importlib.import_module(f"autogemm.kernels.{module}"), kernel)): count
             for (module, kernel), count in ((k.split("."), c) for k, c in DESCRIPTORS.items())
         }
-        direct_reads = key[0] == id(short_product._short_kernel) and key[2][4] is not None
+        short = short_product._short_kernel
+        reads = dict(zip(short.arg_names[-len(key[2]) :], key[2], strict=True))
+        direct_reads = key[0] == id(short) and reads["A_ROWS"] is not None
         known = [(i, "swizzle") for i in range(0 if direct_reads else names.get(key[0], 0))]
         start = direct.Start(
-            lambda *given: self.launched.append(given), lambda *given: given, known, FIXED
-        )
+            lambda *given: self.launched.append(given), lambda *given: given, known, FIXED,
+            together=self.together,
+        )  # fmt: skip
         return None, start, None
 
     def goes_the_long_way(self, run: Callable[..., object], *given: object) -> bool:
@@ -84,9 +89,9 @@ class Host:
         return self.launched
 
 
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    made = Host()
+@pytest.fixture(params=[False, True], ids=["spread", "together"])
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host(together=request.param)
     monkeypatch.setattr(launching, "_compiled", made)
     monkeypatch.setattr(replay, "_empty", made.empty)
     for module in (direct, replay):
@@ -235,6 +240,27 @@ def test_an_unaligned_b_read_directly_is_repeated(
 
     sets = [one() for _ in range(3)]
     both_ways(host, monkeypatch, lambda: bound("half direct", *sets[0]), sets)
+
+
+@pytest.mark.parametrize("which", range(4), ids=["A", "B", "C", "out"])
+@pytest.mark.parametrize("case", ["half", "continuous", "split", "fused", "tandem"])
+def test_an_operand_whose_rows_lie_further_apart_is_not_taken_for_one_before(
+    case: str, which: int, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = operands(case, "row", "row", "row", "row")
+    later = list(first)
+    rows, cols = later[which].shape  # type: ignore[union-attr]
+    later[which] = torch.empty(rows, cols + 16, dtype=first[0].dtype)[:, :cols]
+    both: list[tuple[Any, ...]] = [first, first, tuple(later), tuple(later)]
+
+    def launches(run: Callable[..., object]) -> list[list[tuple[object, ...]]]:
+        return [host.calls(run, 1.5, A, B, 0.5, C, out) for A, B, C, out in both]
+
+    monkeypatch.setattr(replay, "_device_of", lambda x: None)
+    expected = launches(bound(case, *first))
+    assert repr(expected[0]) != repr(expected[2])
+    monkeypatch.setattr(replay, "_device_of", lambda x: 7)
+    assert repr(launches(bound(case, *first))) == repr(expected)
 
 
 def test_a_c_that_begins_where_the_first_tile_of_a_does_is_not_taken_for_it(

@@ -69,17 +69,22 @@ def stream_of(device: int) -> int:
     return torch._C._cuda_getCurrentRawStream(device)
 
 
-def starter(compiled: Any, descriptors: int) -> Start | None:
-    """What starts a compiled kernel that takes so many descriptors first.
+def starter(
+    compiled: Any, descriptors: Sequence[TensorDescriptor], others: int
+) -> Start | None:
+    """What starts a compiled kernel that takes these descriptors and so many other arguments.
 
     None where this Triton is not known to allow it.
     """
     version = software_versions("cuda").get("triton", "")
     try:
         if version.startswith(tuple(f"{known}." for known in _SPREAD)):
-            return _starter(compiled, descriptors, together=False)
+            return _starter(compiled, len(descriptors), together=False)
         if version.startswith(tuple(f"{known}." for known in _TOGETHER)):
-            return _starter(compiled, descriptors, together=True)
+            # The C function reads as many as it was told of, without looking how many there are.
+            passed = sum(1 + 2 * len(x.shape) for x in descriptors) + others
+            if len(compiled.run.arg_annotations) == passed:
+                return _starter(compiled, len(descriptors), together=True)
     except (AttributeError, ImportError, KeyError, TypeError):  # a build that differs
         pass
     return None

@@ -105,7 +105,8 @@ def launch(
     if isinstance(result, CompiledKernel):  # not so in Triton's interpreter
         if len(_compiled) >= REMEMBERED:
             _compiled.clear()
-        _compiled[key] = result, starter(result, len(descriptors)), kernel
+        others = len(arguments) - len(descriptors) + len(constants)
+        _compiled[key] = result, starter(result, descriptors, others), kernel
 
 
 def compile_ahead(calls: Iterable[Callable[[], object]]) -> None:

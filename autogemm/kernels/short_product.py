@@ -32,7 +32,10 @@ def _short_kernel(
     A_ROWS: tl.constexpr, B_ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A_ROWS and B_ROWS: None if a and b are descriptors, else ``rows_of`` what is not _T."""
+    """A_ROWS and B_ROWS: None if a and b are descriptors, else what ``rows_of`` says of A and B.
+
+    Of their transposes where A_T and B_T say so.
+    """
     tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
     i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
     z = tl.program_id(0) // tiles
