@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 # OpenMP's threads wait busily unless told otherwise: with products as small as here they would take
@@ -77,3 +80,21 @@ def pytest_collection_finish() -> None:
     """Twelve thousand tests need not be looked through at every collection of garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The addresses of elements that kernels read by plain accesses."""
+    if torch.cuda.is_available():
+        pytest.skip("only the interpreter tells what is read")
+    builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
+    real = builder.create_masked_load
+    found: set[int] = set()
+
+    def load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
+        given = np.broadcast_to(mask.data, pointers.data.shape)
+        found.update(pointers.data[given].ravel().tolist())
+        return real(self, pointers, mask, *rest, **options)
+
+    monkeypatch.setattr(builder, "create_masked_load", load)
+    return found

@@ -150,30 +150,14 @@ def test_operands_may_be_larger_than_the_result_by_zeros() -> None:
 
 
 def addresses(*operands: torch.Tensor) -> set[int]:
+    """Those of all elements."""
     found: set[int] = set()
     for x in operands:
-        (rows, cols), (row, col) = x.shape, x.stride()
-        places = np.arange(rows)[:, None] * row + np.arange(cols)[None, :] * col
-        found |= set((x.data_ptr() + 2 * places).ravel().tolist())
+        places = np.zeros((), dtype=np.int64)
+        for extent, stride in zip(x.shape, x.stride(), strict=True):
+            places = places[..., None] + np.arange(extent) * stride
+        found |= set((x.data_ptr() + x.element_size() * places).ravel().tolist())
     return found
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The addresses of elements that are read."""
-    if ON_GPU:
-        pytest.skip("only the interpreter tells what is read")
-    builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
-    real = builder.create_masked_load
-    reads: set[int] = set()
-
-    def load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
-        mine = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
-        reads.update(mine.ravel().tolist())
-        return real(self, pointers, mask, *rest, **options)
-
-    monkeypatch.setattr(builder, "create_masked_load", load)
-    return reads
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 5, 7])

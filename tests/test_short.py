@@ -12,7 +12,17 @@ from dataclasses import replace
 import pytest
 import torch
 from invented import GPU
-from test_kernels import LAYOUTS, PLACE, checked_descriptor, gpu_problem, here, normal, serve
+from test_direct_reads import addresses
+from test_kernels import (
+    LAYOUTS,
+    ON_GPU,
+    PLACE,
+    checked_descriptor,
+    gpu_problem,
+    here,
+    normal,
+    serve,
+)
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth, truth_of
@@ -21,6 +31,7 @@ from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
 from autogemm.strategies.base import ParamValue
 
+epilogue = importlib.import_module("autogemm.kernels.epilogue")
 operand_tiles = importlib.import_module("autogemm.kernels.operands")
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
@@ -106,6 +117,62 @@ def test_operands_that_are_read_directly_lie_as_they_like(how: Candidate, a: str
             A, B = A[:1].expand(A.shape), B[1:2].expand(B.shape)
             exact = (A.double() @ B.double()).float()
             assert torch.equal(run(1.0, A, B, 0.0, None, how=how), exact)
+
+
+@pytest.mark.parametrize("b", LAYOUTS)
+@pytest.mark.parametrize("a", LAYOUTS)
+def test_nothing_is_read_directly_that_holds_no_element(a: str, b: str, reads: set[int]) -> None:
+    for batch, m, n, k in (((), 37, 33, 35), ((3,), 5, 33, 7)):
+        reads.clear()
+        A, B = LAYOUTS[a](integers(*batch, m, k)), LAYOUTS[b](integers(*batch, k, n))
+        C = LAYOUTS[b](integers(*batch, m, n))
+        run(1.0, A, B, 1.0, C, how=DIRECT[0])
+        assert reads == addresses(A, B, C)
+
+
+@pytest.mark.parametrize("pitch", [36, 37, 40])
+@pytest.mark.parametrize("cols", [33, 36])
+@pytest.mark.parametrize("start", [0, 1])
+def test_rows_of_any_pitch_and_place_are_read(pitch: int, cols: int, start: int) -> None:
+    """Whole multiples of 16 bytes or not: the one is told to the compiler, and must be true."""
+
+    def lie(x: torch.Tensor) -> torch.Tensor:
+        memory = torch.full((3 * 40 * 40,), torch.nan, device=PLACE)
+        return memory.as_strided(x.shape, (36 * pitch + 1, pitch, 1), start).copy_(x)
+
+    A, B, C = lie(integers(2, 35, cols)), lie(integers(2, cols, cols)), lie(integers(2, 35, cols))
+    exact = (A.double() @ B.double() + C.double()).float()
+    assert torch.equal(run(1.0, A, B, 1.0, C, how=DIRECT[0]), exact)
+    for x in (A, B[0], C[0], A[:, :, :32]):
+        plain = x.data_ptr() % 16 == 0 and all(s % 4 == 0 for s in x.stride()[:-1])
+        known = epilogue.rows_of(x)
+        assert known == (2 if plain and x.shape[-1] % 4 == 0 else 1)
+        assert epilogue.rows_of(x.mT) == 0
+        assert epilogue.rows_of(x.expand(3, *x.shape)[0]) == known
+
+
+def test_rows_that_are_very_far_apart_are_told() -> None:
+    """Offsets within a tile have 32 bits."""
+    memory = torch.empty(4, device=PLACE)
+    assert epilogue.rows_of(memory.as_strided((1, 4), (2**23 - 4, 1))) == 2
+    assert epilogue.rows_of(memory.as_strided((1, 4), (2**23, 1))) == 0
+
+
+@pytest.mark.skipif(ON_GPU, reason="gigabytes, of which the interpreter touches a few pages")
+@pytest.mark.parametrize("which", ["A", "B", "C", "out"])
+def test_matrices_may_lie_very_far_apart(which: str) -> None:
+    """By less than 32 bits hold, a few of them by more."""
+    operands = {"A": integers(3, 5, 7), "B": integers(3, 7, 3), "C": integers(3, 5, 3)}
+    operands["out"] = torch.empty(3, 5, 3)
+    A, B, C = (operands[name].double() for name in "ABC")
+    _, rows, cols = operands[which].shape
+    try:
+        far = torch.empty(2**31 + 1024).as_strided((3, rows, cols), (2**30 + 4, cols, 1))
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    operands[which] = far.copy_(operands[which])
+    found = run(1.0, *map(operands.get, "AB"), 1.0, operands["C"], operands["out"], DIRECT[0])
+    assert torch.equal(found, (A @ B + C).float())
 
 
 def test_matrices_of_the_result_may_begin_anywhere() -> None:
