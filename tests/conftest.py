@@ -98,3 +98,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
     monkeypatch.setattr(builder, "create_masked_load", load)
     return found
+
+
+@pytest.fixture
+def recorded_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuning that asks no GPU for its clocks and offers what can be tried out."""
+    from recorded_tuning import FEW
+
+    from autogemm import tuner
+
+    monkeypatch.setattr(tuner, "clocks_of", lambda device: {})
+    monkeypatch.setattr(tuner, "STRATEGIES", FEW)
