@@ -12,7 +12,7 @@ import importlib.util
 import platform
 import re
 import subprocess
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -191,6 +191,11 @@ def software_versions(device_type: str) -> Mapping[str, str]:
     if (version := _driver_version()) is not None:
         versions["driver"] = version
     return versions
+
+
+def is_release(version: str, releases: Iterable[str]) -> bool:
+    """Whether a version (3.6.1) is of one of the releases (3.6, 3.7)."""
+    return f"{version}.".startswith(tuple(f"{release}." for release in releases))
 
 
 def _package_version(name: str) -> str | None:

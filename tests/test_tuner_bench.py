@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from invented import AXPBY, CPU, FULL, GPU, entry, row
-from recorded_tuning import (
-    CUBE,
-    FEW,
-    LEVELS,
-    only,
-    order,
-    statuses,
-)
+from recorded_tuning import CUBE, FEW, LEVELS, only, order, statuses
 
 from autogemm import finals, strategies, tuner
 from autogemm.accuracy import error_norm, sample_references, worst_ratio

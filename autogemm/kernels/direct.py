@@ -16,7 +16,7 @@ import triton
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.device import software_versions
+from autogemm.device import is_release, software_versions
 
 _SPREAD = ("3.6",)
 _TOGETHER = ("3.7", "3.8")
@@ -27,7 +27,7 @@ a kernel's arguments one by one, and those that pass them as one sequence."""
 class Start:
     """Runs a kernel, given programs, device, descriptors, tensors and everything that follows."""
 
-    __slots__ = ("_kernel", "_run", "_together", "fill", "fixed", "known")
+    __slots__ = ("_kernel", "fill", "fixed", "head", "known", "run")
 
     def __init__(
         self, run: Callable[..., None], fill: Callable[..., object],
@@ -35,7 +35,10 @@ class Start:
         *, together: bool = False,
     ) -> None:  # fmt: skip
         self._kernel = kernel  # kept alive: ``fixed`` has its handle
-        self._run, self._together = run, together
+        self.run = run
+        """The C function: programs (3), a stream, ``fixed``, descriptors, pointers, the rest."""
+        self.head = 4 + len(fixed) if together else 0
+        """How many arguments come before the kernel's, if those are passed as one sequence."""
         self.fill = fill
         """Makes a descriptor of an address, one of ``known``, a shape, strides and a padding."""
         self.known, self.fixed = known, fixed
@@ -48,20 +51,17 @@ class Start:
         tensors: Sequence[torch.Tensor],
         rest: Sequence[object],
     ) -> None:
-        described: list[object] = []
+        arguments: list[object] = [programs, 1, 1, stream_of(device), *self.fixed]
         for x, meta in zip(descriptors, self.known, strict=True):
-            described.append(self.fill(x.base.data_ptr(), *meta, x.shape, x.strides, 0))
-            described += x.shape
-            described += x.strides
-        pointers = [x.data_ptr() for x in tensors]
-        self.run(programs, stream_of(device), [*described, *pointers, *rest])
-
-    def run(self, programs: int, stream: int, arguments: Sequence[object]) -> None:
-        """Call the C function; ``arguments`` are the kernel's: descriptors, pointers, the rest."""
-        if self._together:
-            self._run(programs, 1, 1, stream, *self.fixed, arguments)
+            arguments.append(self.fill(x.base.data_ptr(), *meta, x.shape, x.strides, 0))
+            arguments += x.shape
+            arguments += x.strides
+        arguments += [x.data_ptr() for x in tensors]
+        arguments += rest
+        if self.head:
+            self.run(*arguments[: self.head], arguments[self.head :])
         else:
-            self._run(programs, 1, 1, stream, *self.fixed, *arguments)
+            self.run(*arguments)
 
 
 def stream_of(device: int) -> int:
@@ -78,9 +78,9 @@ def starter(
     """
     version = software_versions("cuda").get("triton", "")
     try:
-        if version.startswith(tuple(f"{known}." for known in _SPREAD)):
+        if is_release(version, _SPREAD):
             return _starter(compiled, len(descriptors), together=False)
-        if version.startswith(tuple(f"{known}." for known in _TOGETHER)):
+        if is_release(version, _TOGETHER):
             # The C function reads as many as it was told of, without looking how many there are.
             passed = sum(1 + 2 * len(x.shape) for x in descriptors) + others
             if len(compiled.run.arg_annotations) == passed:

@@ -115,17 +115,20 @@ class Note:
 
 
 class _Step:
-    """One launch: the arguments of its kernel, and which of them every call fills in."""
+    """One launch: the arguments of its C function, and which of them every call fills in."""
 
-    __slots__ = ("alphas", "arguments", "bases", "betas", "fill", "pointers", "programs", "run")
+    __slots__ = (
+        "_start", "alphas", "arguments", "bases", "betas", "fill", "head", "pointers", "run"
+    )  # fmt: skip
 
     def __init__(
         self, start: Start, programs: int, descriptors: Sequence[TensorDescriptor],
         bases: Sequence[Any], pointers: Sequence[Any], rest: Sequence[object], alpha: float,
         beta: float,
     ) -> None:  # fmt: skip
-        self.run, self.fill, self.programs = start.run, start.fill, programs
-        arguments: list[Any] = []
+        self.run, self.fill, self.head = start.run, start.fill, start.head
+        self._start = start  # which keeps the kernel alive
+        arguments: list[Any] = [programs, 1, 1, 0, *start.fixed]
         self.bases, self.pointers = [], []
         for x, origin, known in zip(descriptors, bases, start.known, strict=True):
             self.bases.append((len(arguments), *origin, known, x.shape, x.strides))
@@ -159,6 +162,7 @@ class Replay:
         stream = stream_of(device)
         for step in self._steps:
             arguments = step.arguments.copy()
+            arguments[3] = stream
             for i, origin, behind, known, shape, strides in step.bases:
                 arguments[i] = step.fill(places[origin] + behind, *known, shape, strides, 0)
             for i, origin, behind in step.pointers:
@@ -167,7 +171,10 @@ class Replay:
                 arguments[i] = alpha
             for i in step.betas:
                 arguments[i] = beta
-            step.run(step.programs, stream, arguments)
+            if step.head:
+                step.run(*arguments[: step.head], arguments[step.head :])
+            else:
+                step.run(*arguments)
         if out is not None:
             written(out)
         return result

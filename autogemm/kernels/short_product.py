@@ -98,7 +98,7 @@ def short_product(
     A, B, out = _as_batch(A), _as_batch(B), _as_batch(out)
     read = out if C is None else _as_batch(C)
     (batch, m, k), n = A.shape, B.shape[2]
-    a_t, b_t = (x.stride(2) != 1 and not (direct and x.stride(1) != 1) for x in (A, B))
+    a_t, b_t = (x.stride(2) != 1 and (not direct or x.stride(1) == 1) for x in (A, B))
     descriptors = () if direct else (
         described_batch(A, a_t, tiling.bm, tiling.bk),
         described_batch(B, b_t, tiling.bk, tiling.bn),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autogemm.device import Device, software_versions
+from autogemm.device import Device, is_release, software_versions
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, filling_slices, tile_of, tiles_of
 
@@ -181,7 +181,7 @@ def reasons_without_gluon(device: Device, params: Params) -> list[str]:
     if device.capability != (9, 0):
         return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
     version = software_versions(device.type).get("triton", "none")
-    if not any(f"{version}.".startswith(f"{known}.") for known in _GLUON):
+    if not is_release(version, _GLUON):
         written = f"{', '.join(_GLUON[:-1])} or {_GLUON[-1]}"
         return [f"form {form!r} is written in Gluon of Triton {written}; here is {version}"]
     return []
