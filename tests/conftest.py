@@ -1,4 +1,4 @@
-"""Fixtures: torch's process-wide precision settings never leak from one test into the next."""
+"""Fixtures that modules share; torch's precision settings never leak from test to test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,19 @@ def recorded_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tuner, "clocks_of", lambda device: {})
     monkeypatch.setattr(tuner, "STRATEGIES", FEW)
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory for tuning tables, and no others on the search path."""
+    import autogemm
+    from autogemm.database import locations
+
+    directory = tmp_path / "tables"
+    directory.mkdir()
+    monkeypatch.setenv("AUTOGEMM_TUNING_DB", str(directory))
+    for place in ("_user_directory", "_shipped_directory"):
+        monkeypatch.setattr(locations, place, lambda: tmp_path / "elsewhere")
+    autogemm.reload_tables()
+    yield directory
+    autogemm.reload_tables()

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from stress import threads, up_to
 
 import autogemm
 from autogemm import dispatch, explain, gemm
-from autogemm.database import locations
 from autogemm.device import device_of
 from autogemm.grading.oracle import check
 from autogemm.precision import Tolerance, fp32_compute, fp32_setting, is_alone
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate, baseline, half
+
+pytestmark = pytest.mark.usefixtures("tables")
 
 ROOT = Path(autogemm.__file__).parents[1]
 HIGHEST, MEDIUM = Tolerance("highest"), Tolerance("medium")
@@ -37,18 +37,6 @@ A, B, C = torch.randn(96, 256), torch.randn(256, 80), torch.randn(96, 80)
 
 def setting() -> str:
     return str(fp32_setting("mkldnn", "matmul"))
-
-
-@pytest.fixture(autouse=True)
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    directory = tmp_path / "tables"
-    directory.mkdir()
-    monkeypatch.setenv("AUTOGEMM_TUNING_DB", str(directory))
-    for place in ("_user_directory", "_shipped_directory"):
-        monkeypatch.setattr(locations, place, lambda: tmp_path / "elsewhere")
-    autogemm.reload_tables()
-    yield directory
-    autogemm.reload_tables()
 
 
 @pytest.fixture

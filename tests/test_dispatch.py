@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,22 +38,11 @@ from autogemm.precision import Tolerance
 from autogemm.problem import Problem, contiguous_problem
 from autogemm.strategies import BY_NAME, STRATEGIES, Candidate, baseline
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 HIGHEST, HIGH, MEDIUM = (Tolerance(level) for level in ("highest", "high", "medium"))
 CUBE = contiguous_problem(4096, 4096, 4096, torch.float32)
 SPLIT = Candidate.of("ksplit", form="batched", chunks=4)
-
-
-@pytest.fixture(autouse=True)
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory for tuning tables, and no others on the search path."""
-    directory = tmp_path / "tables"
-    directory.mkdir()
-    monkeypatch.setenv("AUTOGEMM_TUNING_DB", str(directory))
-    for place in ("_user_directory", "_shipped_directory"):
-        monkeypatch.setattr(locations, place, lambda: tmp_path / "elsewhere")
-    autogemm.reload_tables()
-    yield directory
-    autogemm.reload_tables()
 
 
 def plan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,28 +13,17 @@ from invented import AXPBY, CPU, GPU, always, choice, entry, environment, write_
 
 import autogemm
 from autogemm import diagnosis, doctor
-from autogemm.database import locations, table_path, write_table
+from autogemm.database import table_path, write_table
 from autogemm.database.entries import Table
 from autogemm.device import device_of
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import STRATEGIES
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 PROBLEM = contiguous_problem(24, 20, 32, torch.float32, device_type="cpu")
 TITLES = ["machine", "software", "strategies", "tables", "precision"]
 ROOT = Path(autogemm.__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory for tables, the only one."""
-    directory = tmp_path / "tables"
-    directory.mkdir()
-    monkeypatch.setenv("AUTOGEMM_TUNING_DB", str(directory))
-    for place in ("_user_directory", "_shipped_directory"):
-        monkeypatch.setattr(locations, place, lambda: tmp_path / "elsewhere")
-    autogemm.reload_tables()
-    yield directory
-    autogemm.reload_tables()
 
 
 def text(title: str, **options: object) -> str:

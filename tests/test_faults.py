@@ -17,7 +17,7 @@ from stress import faults, up_to
 
 import autogemm
 from autogemm import explain, gemm, tuner
-from autogemm.database import locations, merge_table, read_table, table_path
+from autogemm.database import merge_table, read_table, table_path
 from autogemm.device import device_of
 from autogemm.errors import DatabaseError, DatabaseWarning
 from autogemm.grading.oracle import check
@@ -170,18 +170,6 @@ def test_places_that_cannot_be_written_are_told_before_anything_is_measured(
 
 
 # ------------------------------------------------------------- tables under a running program
-
-
-@pytest.fixture
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    directory = tmp_path / "tables"
-    directory.mkdir()
-    monkeypatch.setenv("AUTOGEMM_TUNING_DB", str(directory))
-    for place in ("_user_directory", "_shipped_directory"):
-        monkeypatch.setattr(locations, place, lambda: tmp_path / "elsewhere")
-    autogemm.reload_tables()
-    yield directory
-    autogemm.reload_tables()
 
 
 def test_a_table_may_be_swapped_deleted_and_damaged_under_a_running_program(tables: Path) -> None:
