@@ -460,18 +460,18 @@ def test_one_stage_would_be_waited_for_in_vain(tmp_path: Path) -> None:
 WAITS = {
     "a stage too far ahead": ("ahead = block + STAGES - 1", "ahead = block + STAGES"),
     "no meeting before a stage is written": (
-        "            barrier()\n            ahead", "            ahead"
+        "        barrier()\n        ahead", "        ahead"
     ),
     "no wait for the products of the last block": ("_wait(3, deps", "_wait(6, deps"),
     "no wait for the one product of the last block": ("_wait(1, deps=[high])", "_wait(2, [high])"),
-    "no wait for a block": ("            arrive(bars, block, STAGES)\n", ""),
+    "no wait for a block": ("        arrive(bars, block, STAGES)\n", ""),
     "the other phase is waited for": ("(bars, block, STAGES)", "(bars, block + STAGES, STAGES)"),
     "fewer bytes are expected": ("2 * BK * TERMS * (BM + BN)", "2 * BK * TERMS * BM"),
     "barriers that the accelerator does not know": ("    fence_async_shared()\n", ""),
     "barriers that other threads do not know": (
         "    fence_async_shared()\n    barrier()\n", "    fence_async_shared()\n"
     ),
-    "blocks behind the last are brought": ("ahead < blocks, BYTES", "True, BYTES"),
+    "blocks behind the last are brought": ("ahead < blocks,", "True,"),
     "no meeting between blocks that are read once more": (
         "            for block in range(zero, blocks):\n                barrier()\n",
         "            for block in range(zero, blocks):\n",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -184,6 +185,26 @@ def test_one_launch_is_for_few_elements() -> None:
 
     assert launches(2048, 2048) == launches(512, 2048) == 1
     assert launches(2048, 2049) == launches(3072, 3072) == 2
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("layout", ["row", "col"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, 2.0**-60, 2.0**-140, 0.0])
+def test_a_stretch_is_split_alike_whatever_is_split_with_it(
+    value: float, layout: str, terms: int
+) -> None:
+    """A program takes a longer way where one of its stretches is odd."""
+    A, B = ordinary(40, 36, 150)
+    alone, _ = sides(OPERANDS[layout](A), B, terms, 64)
+    assert_split(alone, 64)
+    odd = A.clone()
+    odd[9, 70] = value
+    beside, _ = sides(OPERANDS[layout](odd), B, terms, 64)
+    assert_split(beside, 64)
+    others = torch.arange(40) != 9
+    assert torch.equal(beside.scales[:, others], alone.scales[:, others])
+    for part, expected in zip(beside.terms, alone.terms, strict=True):
+        assert torch.equal(part[others], expected[others])
 
 
 @pytest.mark.parametrize("terms", [1, 2])
@@ -463,6 +484,7 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Repairs | None:
         weigh = "_is_too_light" if module is from_split else "_weight"
         monkeypatch.setattr(module, weigh, counted(getattr(module, weigh), "weighed"))
         monkeypatch.setattr(module, "ieee_tile", counted(module.ieee_tile, "again"))
+    monkeypatch.setattr(fused, "ieee_blocks", counted(fused.ieee_blocks, "again"))
     return counts
 
 
@@ -553,6 +575,12 @@ def with_large_elements_that_meet_zeros_both_ways() -> tuple[torch.Tensor, torch
     return A, B
 
 
+def that_grow() -> tuple[torch.Tensor, torch.Tensor]:
+    A, B = ordinary()
+    A[:, 64:] *= 2.0**20
+    return A, B
+
+
 def where_infinities_meet() -> tuple[torch.Tensor, torch.Tensor]:
     A, B = ordinary()
     A[3, 40], B[40, 7] = math.inf, -math.inf
@@ -594,8 +622,9 @@ GUARDED: list[tuple[str, str, int | None, Make, tuple[int, int], bool]] = [
     ),
     ("fused", "the_total_just_suffices", None, lambda: uncertified(2.0**-10), (0, 0), False),
     ("fused", "a_sum_of_zeros_is_exact", None, with_zeros_opposite, (1, 0), False),
-    ("fused", "an_element_outgrows_fp16", None, with_an_outlier, (0, 0), False),
-    ("fused", "what_outgrows_fp16_meets_zeros", None, with_an_outlier_for_nothing, (1, 1), True),
+    ("fused", "an_element_outgrows_fp16", None, with_an_outlier, (0, 1), True),
+    ("fused", "what_outgrows_fp16_meets_zeros", None, with_an_outlier_for_nothing, (0, 1), True),
+    ("fused", "all_outgrow_fp16", None, that_grow, (0, 0), False),
     ("fused", "infinities_meet", 2, where_infinities_meet, (0, 1), True),
     ("fused", "infinities_meet", 1, where_infinities_meet, (0, 1), False),
 ]
@@ -635,6 +664,39 @@ def test_a_tile_is_certified_or_computed_again(
             truth.check(out.cpu(), bound_of(candidate, A, B))
     else:
         truth.check(out.cpu(), bound_of(candidate, A, B))
+
+
+@pytest.mark.parametrize("value", [1.0, math.inf])
+@pytest.mark.parametrize("layouts", [*itertools.product(("row", "col"), repeat=2)])
+@pytest.mark.parametrize(("bm", "bn"), [(64, 64), (64, 128), (128, 64), (16, 64), (64, 16)])
+def test_a_fused_tile_of_any_size_is_computed_again_where_few_sums_are_wrong(
+    bm: int, bn: int, layouts: tuple[str, str], value: float, repairs: Repairs | None
+) -> None:
+    """At once if it is small, its operands lie by rows, and one element may have spoilt it.
+
+    Otherwise lower scales come first.
+    """
+    A, B = ordinary(bm + 12, bn + 8, 136)
+    A[3, 70] = B[100, bn + 1] = 2.0**5
+    A[bm + 2, 5] = value
+    wrong = torch.zeros(bm + 12, bn + 8)
+    wrong[3] = wrong[:, bn + 1] = 1
+    if value == math.inf:
+        wrong[bm + 2] = math.inf
+    # Below 64 rows the kernel is given what it sees as columns.
+    by_rows = layouts == (("col", "col") if bm < 64 else ("row", "row"))
+    few = max(bm, bn) if bm * bn <= 64 * 64 and by_rows else 0
+    again = 0
+    for tile in (x for rows in wrong.split(bm) for x in rows.split(bn, 1)):
+        lower_scales_help = tile.count_nonzero() > few and bool(tile.isfinite().all())
+        again += bool(tile.any()) and not lower_scales_help
+    truth = Truth(1.0, A, B, 0.0, None)
+    A, B = (LAYOUTS[how](x.to(PLACE)) for how, x in zip(layouts, (A, B), strict=True))
+    out = nowhere(A, B)
+    candidate = emulated("fused", "fp16x3", bm, bn)
+    product(candidate, A, B, out)
+    truth.check(out.cpu(), bound_of(candidate, A, B))
+    assert repairs is None or repairs.again == again
 
 
 @pytest.mark.parametrize("form", FORMS)

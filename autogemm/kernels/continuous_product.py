@@ -134,6 +134,34 @@ def _scale_of_each(scales, each, reach):
     return gl.load(scales + each, mask=each < reach, other=0.0)
 
 
+@gluon.jit
+def _chunk(
+    a_terms, b_terms, a_s, b_s, bars, fa, fb, i0, j0, first, start, stop, blocks, gain,
+    BYTES: gl.constexpr, TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    BK: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """2⁻¹⁴ of a chunk's products, over blocks of k in [start, stop); fa, fb: its scales."""
+    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
+    high = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+    cross = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
+    for block in range(start, stop):
+        arrive(bars, block, STAGES)
+        x = _terms(a_s, block, TERMS, BM, BK, STAGES)
+        y = _terms(b_s, block, TERMS, BN, BK, STAGES)
+        high, cross = _add_products(x, y, high, cross, block > start, TERMS)
+        barrier()
+        ahead = block + STAGES - 1  # goes where the block before this one lay
+        _fetch(
+            a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + ahead) * BK, ahead, ahead < blocks,
+            BYTES, STAGES,
+        )  # fmt: skip
+    part = _sum_of_chunk(high, cross, TERMS)
+    fa = gl.abs(fa) * (1.0 + gain * (stop - start))
+    fa = gl.convert_layout(fa, gl.SliceLayout(1, MMA))[:, None]
+    fb = gl.convert_layout(gl.abs(fb), gl.SliceLayout(0, MMA))[None, :]
+    return (part * fa) * fb
+
+
 @gluon.jit(
     do_not_specialize=[
         "m", "n", "k", "a_rows", "b_rows", "a_step", "a_row", "a_k", "b_step", "b_row", "b_k",
@@ -148,8 +176,9 @@ def _continuous_kernel(
     BATCHED: gl.constexpr, HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr,
     TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
     STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
-    W: gl.constexpr,
+    ONE: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
+    """ONE: a slice is a chunk, and the registers of a total are free."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
     EACH: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
     BYTES: gl.constexpr = 2 * BK * TERMS * (BM + BN)
@@ -202,34 +231,28 @@ def _continuous_kernel(
     b_scale = b_scales + j0
     a_least = gl.zeros([BM], gl.float32, EACH)
     b_least = gl.zeros([BN], gl.float32, EACH)
-    total = gl.zeros([BM, BN], gl.float32, MMA)
-    for start in range(zero, blocks, chunk_blocks):
-        stop = gl.minimum(start + chunk_blocks, blocks)
-        fa = _scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
-        fb = _scale_of_each(b_scale, j, n - j0)
-        high = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
-        cross = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
-        for block in range(start, stop):
-            arrive(bars, block, STAGES)
-            x = _terms(a_s, block, TERMS, BM, BK, STAGES)
-            y = _terms(b_s, block, TERMS, BN, BK, STAGES)
-            high, cross = _add_products(x, y, high, cross, block > start, TERMS)
-            barrier()
-            ahead = block + STAGES - 1  # goes where the block before this one lay
-            _fetch(
-                a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0, (first + ahead) * BK,
-                ahead, ahead < blocks, BYTES, STAGES,
+    if ONE:
+        a_least = _scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
+        b_least = _scale_of_each(b_scale, j, n - j0)
+        total = _chunk(
+            a_terms, b_terms, a_s, b_s, bars, a_least, b_least, a_base + i0, b_base + j0, first,
+            zero, blocks, blocks, gain, BYTES, TERMS, BM, BN, BK, STAGES, W,
+        )  # fmt: skip
+    else:
+        total = gl.zeros([BM, BN], gl.float32, MMA)
+        for start in range(zero, blocks, chunk_blocks):
+            fa = _scale_of_each(a_scale, i, m - i0)
+            fb = _scale_of_each(b_scale, j, n - j0)
+            total += _chunk(
+                a_terms, b_terms, a_s, b_s, bars, fa, fb, a_base + i0, b_base + j0, first, start,
+                gl.minimum(start + chunk_blocks, blocks), blocks, gain, BYTES, TERMS, BM, BN, BK,
+                STAGES, W,
             )  # fmt: skip
-        part = _sum_of_chunk(high, cross, TERMS)
-        if GUARD:
-            a_least = gl.minimum(a_least, fa)
-            b_least = gl.minimum(b_least, fb)
-        fa = gl.abs(fa) * (1.0 + gain * (stop - start))
-        fa = gl.convert_layout(fa, gl.SliceLayout(1, MMA))[:, None]
-        fb = gl.convert_layout(gl.abs(fb), gl.SliceLayout(0, MMA))[None, :]
-        total += (part * fa) * fb
-        a_scale += a_rows
-        b_scale += b_rows
+            if GUARD:
+                a_least = gl.minimum(a_least, fa)
+                b_least = gl.minimum(b_least, fb)
+            a_scale += a_rows
+            b_scale += b_rows
     barrier()  # the result passes through the memory of blocks
     total *= _TOTAL_SCALE
     flagged = zero
@@ -321,8 +344,9 @@ def continuous_product(
     tiling: Tiling,
     gain: float,
     guard: bool = True,
+    registers: int | None = None,
 ) -> None:
-    """As ``split_product``.
+    """As ``split_product``. Where a slice is one chunk, ``registers`` limits those of a thread.
 
     Or of batches (batch, m, k), (batch, k, n) and (batch, m, n), of which A, B and C may be
     expanded; ``slices`` is 1 then.
@@ -361,9 +385,11 @@ def continuous_product(
             "GUARD": guard,
             "GRAM": gram,
             "SHARED": result.is_shared,
+            "ONE": slice_k <= chunk,
             "W": tiling.warps,
         },
         num_warps=tiling.warps,
+        registers=registers if slice_k <= chunk else None,
         descriptors=(
             described_terms(split.terms, terms, a_rows, k, (tiling.bm, tiling.bk)),
             described_terms(of_b, terms, b_rows, k, (tiling.bn, tiling.bk)),

@@ -30,15 +30,20 @@ def _short_kernel(
     out_batch, out_row, out_col, group, alpha, beta,
     HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr, B_T: tl.constexpr,
     A_ROWS: tl.constexpr, B_ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, STAGES: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """A_ROWS and B_ROWS: None if a and b are descriptors, else what ``rows_of`` says of A and B.
 
-    Of their transposes where A_T and B_T say so.
+    Of their transposes where A_T and B_T say so. WHOLE: a tile is a matrix.
     """
-    tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
-    i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
-    z = tl.program_id(0) // tiles
+    if WHOLE:
+        z = tl.program_id(0)
+        i0 = 0 * z
+        j0 = 0 * z
+    else:
+        tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+        i0, j0 = tile_origin(tl.program_id(0) % tiles, m, n, group, BM, BN)
+        z = tl.program_id(0) // tiles
     far = z.to(tl.int64)
     if ROWS == 2:  # the one form in which Triton takes note: hints on arguments are dropped
         c_batch = c_batch // 4 * 4
@@ -129,6 +134,7 @@ def short_product(
             "BN": tiling.bn,
             "BK": tiling.bk,
             "STAGES": tiling.stages,
+            "WHOLE": m <= tiling.bm and n <= tiling.bn,
         },
         num_warps=tiling.warps,
         descriptors=descriptors,

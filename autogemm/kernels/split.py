@@ -23,17 +23,17 @@ from autogemm.kernels.launch import REMEMBERED, ceil_div, launch, workspace
 
 _ROWS = {
     64: ((32, 4), (32, 4)),
-    128: ((16, 4), (16, 4)),
-    256: ((4, 4), (16, 4)),
-    512: ((2, 4), (8, 4)),
-    1024: ((2, 4), (8, 4)),
+    128: ((8, 4), (16, 4)),
+    256: ((8, 4), (16, 4)),
+    512: ((4, 4), (8, 4)),
+    1024: ((2, 4), (8, 8)),
     2048: ((2, 8), (8, 8)),
 }
 """Stretches that one program splits and its warps, by chunk: where k is contiguous, and where it is
 not (8 stretches are 32 bytes there, one access). From 512 on as measured best on an H200."""
 _LARGE = 2**22
 """Elements from which ``_ROWS_IF_LARGE`` holds: a tenth faster there, and as much slower below."""
-_ROWS_IF_LARGE = _ROWS | {256: ((4, 2), (16, 4)), 512: ((4, 2), (16, 8))}
+_ROWS_IF_LARGE = _ROWS | {256: ((8, 4), (16, 8)), 512: ((4, 4), (16, 8))}
 _TOGETHER = {64: 2048, 128: 2048, 256: 4096, 512: 4096, 1024: 4096, 2048: 16384}
 """Elements of a program, 16 a thread, where one launch splits operands that lie differently."""
 _APART = 2**23
@@ -61,15 +61,29 @@ partial sum with them overflows or underflows on the way: the sum comes out 2⁻
 
 
 @triton.jit
-def _extremes(a_high, a_low, a_any, b_high, b_low, b_any):
-    return tl.maximum(a_high, b_high), tl.minimum(a_low, b_low), a_any | b_any
+def _factor(exponent):
+    """The power of two that a stretch is multiplied by."""
+    return ((141 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
+
+
+@triton.jit
+def _low(scaled, hi, LOW_UNIT: tl.constexpr):
+    return ((scaled - hi.to(tl.float32)) * LOW_UNIT).to(tl.float16)
+
+
+@triton.jit
+def _quotient(x, y):
+    """x // y of integers that are not negative, for fewer instructions."""
+    return (x.to(tl.uint32, bitcast=True) // y.to(tl.uint32, bitcast=True)).to(
+        tl.int32, bitcast=True
+    )
 
 
 @triton.jit
 def _split_block(
     block, x, terms, scales, rows, k, count, x_step, x_row, x_k, pitch, bias,
-    ORDER: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr,
-    R: tl.constexpr, CHUNK: tl.constexpr,
+    BATCHED: tl.constexpr, ORDER: tl.constexpr, ALIGNED: tl.constexpr, TERMS: tl.constexpr,
+    LOW_UNIT: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Split block ``block`` of ``count`` matrices, ``x_step`` elements apart."""
     if ALIGNED:  # the one form in which Triton takes note: hints on arguments are dropped
@@ -81,20 +95,24 @@ def _split_block(
             x_k = x_k // 4 * 4
         x_step = x_step // 4 * 4
     pitch = pitch // 8 * 8  # zeros fill the rows up to it
-    of_matrix = tl.cdiv(rows, R) * tl.cdiv(k, CHUNK)
-    matrix = (block // of_matrix).to(tl.int64)
-    block = block % of_matrix
-    x += matrix * x_step
     all_rows = rows.to(tl.int64) * count
+    before = rows.to(tl.int64) * 0  # all rows of the matrices before this one
+    if BATCHED:
+        of_matrix = tl.cdiv(rows, R) * tl.cdiv(k, CHUNK)
+        matrix = _quotient(block, of_matrix)
+        block -= matrix * of_matrix
+        x += matrix.to(tl.int64) * x_step
+        before = matrix.to(tl.int64) * rows
     # Neighbours in memory go to neighbouring programs.
     if ORDER == 2:
         across = tl.cdiv(rows, R)
-        first_row = block % across * R
-        chunk = block // across
+        chunk = _quotient(block, across)
+        first_row = (block - chunk * across) * R
     else:
         across = tl.cdiv(k, CHUNK)
-        first_row = block // across * R
-        chunk = block % across
+        group = _quotient(block, across)
+        first_row = group * R
+        chunk = block - group * across
     first_k = chunk * CHUNK
     r = tl.arange(0, R)
     c = tl.arange(0, CHUNK)
@@ -110,25 +128,31 @@ def _split_block(
     inside = (r < rows - first_row)[:, None] & (c < k - first_k)[None, :]
     value = tl.load(x + at, mask=inside, other=0.0)
     bits = tl.abs(value).to(tl.int32, bitcast=True)
-    special = bits >= _INFINITY
-    # One reduction for all three: what is not special, what is not 0, and whether any is special.
-    nonzero = (bits - 1).to(tl.uint32, bitcast=True)
-    highest, lowest, any_special = tl.reduce(
-        (tl.where(special, 0, bits), nonzero, special.to(tl.int32)), 1, _extremes
-    )
+    nonzero = (bits - 1).to(tl.uint32, bitcast=True)  # what is 0 is not the smallest
+    highest = tl.max(bits, 1)
+    lowest = tl.min(nonzero, 1)
     exponent = tl.maximum((highest >> 23) - 127, LOWEST_EXPONENT)
     # The smallest magnitude that its terms hold in full lies 2^27 (28, with one term) below.
     whole = (exponent + (100 if TERMS == 2 else 99)) << 23
     small = lowest < (whole - 1).to(tl.uint32, bitcast=True)
-    odd = small | (any_special > 0) | ((exponent < _LOWEST_SAFE) & (highest > 0))
-    scaled = value * ((141 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
-    # What underflows becomes the smallest number: an infinite partner must meet no false zero.
-    hi = scaled.to(tl.float16).to(tl.int16, bitcast=True)
-    hi = tl.where(((hi & 0x7FFF) == 0) & (bits > 0), hi | 1, hi).to(tl.float16, bitcast=True)
-    if TERMS == 2:
-        hi = tl.where(special, 0.0, hi)
-        lo = ((scaled - hi.to(tl.float32)) * LOW_UNIT).to(tl.float16)
-    terms += (matrix * rows + first_row) * pitch + first_k
+    odd = small | (highest >= _INFINITY) | ((exponent < _LOWEST_SAFE) & (highest > 0))
+    if tl.max(odd.to(tl.int32), 0) > 0:
+        special = bits >= _INFINITY  # which takes no part in the scale
+        highest = tl.max(tl.where(special, 0, bits), 1)
+        exponent = tl.maximum((highest >> 23) - 127, LOWEST_EXPONENT)
+        scaled = value * _factor(exponent)
+        # What underflows becomes the smallest number: an infinite partner must meet no false zero.
+        hi = scaled.to(tl.float16).to(tl.int16, bitcast=True)
+        hi = tl.where(((hi & 0x7FFF) == 0) & (bits > 0), hi | 1, hi).to(tl.float16, bitcast=True)
+        if TERMS == 2:
+            hi = tl.where(special, 0.0, hi)
+            lo = _low(scaled, hi, LOW_UNIT)
+    else:
+        scaled = value * _factor(exponent)
+        hi = scaled.to(tl.float16)
+        if TERMS == 2:
+            lo = _low(scaled, hi, LOW_UNIT)
+    terms += (before + first_row) * pitch + first_k
     at = terms + (r[:, None] * pitch + c[None, :])
     kept = (r < rows - first_row)[:, None] & (c < pitch - first_k)[None, :]
     tl.store(at, hi, mask=kept)
@@ -138,7 +162,7 @@ def _split_block(
     scale = tl.where(highest > 0, scale, 0.0)
     # The sign is the flag: this stretch holds something that its terms do not hold in full.
     scale = tl.where(odd, -tl.maximum(scale, 2.0**-126), scale)
-    scales += chunk * all_rows + matrix * rows + first_row
+    scales += chunk * all_rows + before + first_row
     tl.store(scales + r, scale, mask=r < rows - first_row)
 
 
@@ -151,22 +175,22 @@ def _split_block(
 def _split_kernel(
     a, b, terms, scales, m, a_count, a_step, a_row, a_k, n, b_count, b_step, b_row, b_k, k, pitch,
     blocks, a_bias, b_bias,
-    A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
+    BATCHED: tl.constexpr, A_ORDER: tl.constexpr, B_ORDER: tl.constexpr, A_ALIGNED: tl.constexpr,
     B_ALIGNED: tl.constexpr, TERMS: tl.constexpr, LOW_UNIT: tl.constexpr, R: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < blocks:
         _split_block(
-            block, a, terms, scales, m, k, a_count, a_step, a_row, a_k, pitch, a_bias, A_ORDER,
-            A_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
+            block, a, terms, scales, m, k, a_count, a_step, a_row, a_k, pitch, a_bias, BATCHED,
+            A_ORDER, A_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
         )  # fmt: skip
     else:
         a_rows = m.to(tl.int64) * a_count
         _split_block(
             block - blocks, b, terms + TERMS * a_rows * (pitch // 8 * 8),
             scales + tl.cdiv(k, CHUNK) * a_rows, n, k, b_count, b_step, b_row, b_k, pitch, b_bias,
-            B_ORDER, B_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
+            BATCHED, B_ORDER, B_ALIGNED, TERMS, LOW_UNIT, R, CHUNK,
         )  # fmt: skip
 
 
@@ -287,6 +311,7 @@ def _one(
         bias, bias_2,
     )  # fmt: skip
     constants = {
+        "BATCHED": max(count, count_2) > 1,
         "A_ORDER": order,
         "B_ORDER": order_2,
         "A_ALIGNED": order > 0 and bool(at_16) and _in_fours(step, row, stride, rows, k),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from torch import Tensor
@@ -9,7 +10,13 @@ from torch import Tensor
 from autogemm.device import Device
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, Run, tile_of
-from autogemm.strategies.emulated_space import SPLIT_FORMS, STREAMED_REGISTERS, TILES, streamed_tile
+from autogemm.strategies.emulated_space import (
+    CONTINUOUS_REGISTERS,
+    SPLIT_FORMS,
+    STREAMED_REGISTERS,
+    TILES,
+    streamed_tile,
+)
 
 # What truncation in the tensor cores takes from a sum on the way, in units of 2^-24 of it for
 # every step of k, on average over random signs; by compute capability, one accumulator for
@@ -37,12 +44,12 @@ def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -
     from autogemm.kernels.split import split_both
     from autogemm.kernels.split_product import Tiling
 
-    product = _product_of_terms(str(params["form"]))
     terms = 1 if params["method"] == "fp16" else 2
     chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
-    tiling = Tiling(
-        *tile_of(params), bk, int(params["warps"]), int(params["stages"]), int(params["group"])
-    )
+    warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
+    tiling = Tiling(*tile_of(params), bk, warps, stages, group)
+    registers = CONTINUOUS_REGISTERS.get((*tile_of(params), bk, warps, stages, terms))
+    product = _product_of_terms(str(params["form"]), registers)
     gain = _gain(device, bk, one_accumulator=False)
 
     def write(
@@ -157,11 +164,11 @@ def _bind_batch(device: Device, params: Params, guard: bool) -> Run:
     return into_new(write, batched=True)
 
 
-def _product_of_terms(form: str) -> Callable[..., None]:
+def _product_of_terms(form: str, registers: int | None) -> Callable[..., None]:
     if form == "continuous":
         from autogemm.kernels.continuous_product import continuous_product
 
-        return continuous_product
+        return functools.partial(continuous_product, registers=registers)
     from autogemm.kernels.split_product import split_product
 
     return split_product
