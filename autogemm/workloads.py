@@ -185,6 +185,7 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("float16", [(16, 50257, 1600)], "nt")
         yield from _each("bfloat16 float16", [(32, 50257, 1024), (8, 32001, 4096)], "nt")
         yield from _each("float32", [(8192, 50257, 768)], "nt", "none")
+        yield from _attention("float32", 32, 2048, 128)
         yield from _attention("bfloat16 float16", 48, 512, 64)
         yield from _attention("bfloat16", 384, 128, 64)
         yield from _attention("bfloat16", 192, 197, 64)  # ViT: 196 patches and a class token
