@@ -179,7 +179,12 @@ class EmulatedFP32(Strategy):
         if streamed and terms == 1:
             lost = 3 * k / 16
         growth = truncation + correction + promotions + lost + 5
-        return ErrorBound(8.0 if terms == 2 else 2.0**14, growth)
+        rho = 8.0 if terms == 2 else 2.0**14
+        # What is computed again, in IEEE arithmetic, may cost more where a chunk is longer than k.
+        whole = int(params["chunk"])
+        lengths = (whole, whole // 2) if params["form"] == "fused" else (whole // 2,)
+        again = max(min(length, part) - (-part // length) for length in lengths) + most + 1
+        return ErrorBound(rho, max(growth, again - rho))
 
     def bind(
         self, problem: Problem, device: Device, params: Params, *, guard: bool = True
