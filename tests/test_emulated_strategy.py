@@ -725,6 +725,20 @@ def test_neighbours_chunks_are_fitted_to_sums_that_the_level_admits(k: int) -> N
             assert Tolerance("highest").admits(bound, torch.float32, k), fitted
 
 
+@pytest.mark.parametrize(
+    ("chunk", "k", "expected"),
+    [
+        (64, 64, 64), (64, 128, 128), (64, 512, 128), (256, 100, 128), (2048, 300, 512),
+        (2048, 9000, 2048),
+    ],
+)  # fmt: skip
+def test_a_neighbours_chunk_is_one_that_would_be_tried(chunk: int, k: int, expected: int) -> None:
+    for form, batch in (("split", 1), ("continuous", 1), ("continuous", 96)):
+        tuned = Candidate.of("emulated_fp32", **{**PARAMS, "form": form, "chunk": chunk})
+        fitted = STRATEGY.fitted(tuned, problem(1024, 1024, k, batch=batch), GPU).kwargs
+        assert fitted["chunk"] == expected
+
+
 def test_a_batch_is_fitted_with_what_batches_are_computed_with() -> None:
     where = problem(62, 69, 100, batch=3)
     for form, slices in (("tandem", 1), ("fused", 100), ("continuous", 3)):

@@ -158,9 +158,12 @@ def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
 
 
 def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamValue]:
-    """A tile no larger than the result, and slices that fill the device with such tiles."""
+    """A tile no larger than the result, slices that fill the device, a chunk that suits k."""
     params = dict(params)
     if params["form"] in SPLIT_FORMS:
+        chunk = int(params["chunk"])
+        offered = _chunks(str(params["form"]), str(params["method"]), problem.k)
+        params["chunk"] = min(offered, key=lambda length: max(length, chunk) / min(length, chunk))
         if problem.batch > 1:
             params["slices"] = 1
         elif params["slices"] != 1:
