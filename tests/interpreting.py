@@ -17,21 +17,6 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 
-def combined_by_halves(reduction: Any, given: tuple[Any, ...]) -> list[Any]:
-    """A reduction by a function of one's own; Triton's interpreter goes element by element."""
-    axis = reduction.axis
-    values = [np.moveaxis(x.handle.data, axis, 0) for x in given]
-    while (half := len(values[0]) // 2) > 0:  # extents are powers of two
-        one, other = (
-            [reduction.to_tensor(v[part], x.dtype) for v, x in zip(values, given, strict=True)]
-            for part in (slice(half), slice(half, None))
-        )
-        found = reduction.combine_fn.fn(*one, *other)
-        values = [x.handle.data for x in (found if isinstance(found, tuple) else (found,))]
-    values = [np.expand_dims(v[0], axis) if reduction.keep_dims else v[0] for v in values]
-    return [reduction.to_tensor(v, x.dtype) for v, x in zip(values, given, strict=True)]
-
-
 def dot_of_bfloat16(dot: Callable[..., Any]) -> Callable[..., Any]:
     """The interpreter's dot product, which takes the bits of bfloat16 for integers, mended."""
 
@@ -106,7 +91,6 @@ def shaped_by_type(init: Callable[..., None]) -> Callable[..., None]:
 
 def prepare() -> None:
     """Change the interpreter for this process."""
-    interpreter.ReduceOps.generic_reduce = combined_by_halves
     builder = interpreter.InterpreterBuilder
     builder.create_dot = dot_of_bfloat16(builder.create_dot)
     interpreter._patch_lang = patched_once(interpreter._patch_lang)

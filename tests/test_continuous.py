@@ -27,7 +27,7 @@ from test_emulated import (
     uncertified,
     where_infinities_meet,
 )
-from test_kernels import LAYOUTS, ON_GPU, PLACE, normal, serve
+from test_kernels import LAYOUTS, ON_GPU, PLACE, gpu_problem, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth
@@ -447,6 +447,30 @@ def run_changed(
 
 def errors() -> Any:
     return importlib.import_module("triton.runtime.errors").InterpreterError
+
+
+@pytest.mark.parametrize(
+    ("method", "tile", "limit"),
+    [
+        ("fp16x3", (64, 128, 32, 4, 3), 168), ("fp16", (64, 128, 64, 4, 2), 128),
+        ("fp16", (64, 128, 64, 4, 3), 168), ("fp16x3", (64, 128, 32, 4, 4), None),
+        ("fp16", (64, 128, 32, 4, 3), None), ("fp16x3", (64, 128, 64, 4, 3), None),
+    ],
+)  # fmt: skip
+def test_registers_are_limited_where_one_chunk_covers_k_and_of_those_tiles_alone(
+    method: str, tile: Tile, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int | None, bool]] = []
+    monkeypatch.setattr(
+        module(), "launch", lambda *x, registers, **_: seen.append((registers, x[5]["ONE"]))
+    )
+    A, B = ordinary(64, 128, 128)
+    for k, slices in ((64, 1), (128, 1), (128, 2)):
+        a, b = A[:, :k].to(PLACE), B[:k].to(PLACE)
+        params = continuous(tile, method=method, slices=slices).kwargs
+        run = STRATEGY.bind(gpu_problem(a, b, None, None, 0.0), here(), params)
+        run(1.0, a, b, 0.0, None, torch.empty(64, 128, device=PLACE))
+    assert seen == [(limit, True), (None, False), (limit, True)]
 
 
 @pytest.mark.skipif(ON_GPU, reason="a GPU may be in time by chance")

@@ -699,6 +699,25 @@ def test_a_fused_tile_of_any_size_is_computed_again_where_few_sums_are_wrong(
     assert repairs is None or repairs.again == again
 
 
+@pytest.mark.skipif(ON_GPU, reason="what a kernel calls shows in the interpreter alone")
+@pytest.mark.parametrize(("bk", "chunk"), [(32, 32), (32, 128), (64, 64), (64, 256)])
+def test_a_small_tile_is_computed_again_in_chunks_as_long_as_the_first_ones(
+    bk: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    real = fused.ieee_blocks
+
+    def noted(*args: Any) -> Any:
+        lengths.append(bk * args[8].handle.data.item())
+        return real(*args)
+
+    monkeypatch.setattr(fused, "ieee_blocks", noted)
+    A, B = ordinary(16, 16, 300)
+    A[3, 70] = math.inf
+    product(emulated("fused", "fp16x3", 64, 16, bk=bk, chunk=chunk), A, B, nowhere(A, B))
+    assert lengths == [chunk]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_only_the_tiles_that_need_it_are_computed_again(form: str, repairs: Repairs | None) -> None:
     A, B = ordinary(132, 68, 72)

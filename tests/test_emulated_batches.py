@@ -116,6 +116,22 @@ def test_matrices_may_be_shared_or_lie_between_each_other(candidate: Candidate) 
     assert torch.equal(beside[..., 24:], before[..., 24:]), "memory beside the result changed"
 
 
+@pytest.mark.parametrize("value", [math.inf, HUGE])
+@pytest.mark.parametrize("shared", ["A", "B"])
+def test_a_shared_matrix_is_read_again_as_one_that_is_there_for_each(
+    shared: str, value: float
+) -> None:
+    A, B = operands("nn", 3, 20, 24, 100)
+    A[1, 3, 70], B[1, 80, 5] = value, -value
+    pairs = {"A": (A[1:2].expand(A.shape), B), "B": (A, B[1:2].expand(B.shape))}
+    a, b = pairs[shared]
+    found = run(FUSED[0], a, b)
+    assert torch.equal(found.nan_to_num(7.0), run(FUSED[0], a.clone(), b.clone()).nan_to_num(7.0))
+    for matrix, x, y in zip(found, a, b, strict=True):
+        bound = STRATEGY.bound(gpu_problem(x, y, None, None, 0.0), FUSED[0].kwargs)
+        truth_of(1.0, x.cpu(), y.cpu(), 0.0, None).check(matrix.cpu(), bound)
+
+
 @pytest.mark.parametrize(
     ("layout", "value"), [*zip(SIZES, (math.inf, HUGE, math.nan, -math.inf), strict=True)]
 )

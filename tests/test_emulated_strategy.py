@@ -739,6 +739,32 @@ def test_a_neighbours_chunk_is_one_that_would_be_tried(chunk: int, k: int, expec
         assert fitted["chunk"] == expected
 
 
+BRIEF = {
+    ("fp16x3", 64, 128, 32, 4, 3), ("fp16", 64, 128, 64, 4, 2), ("fp16", 64, 128, 64, 4, 3)
+}  # fmt: skip
+
+
+def tiles_in(params: dict[str, ParamValue]) -> tuple[ParamValue, ...]:
+    return tuple(params[name] for name in ("method", "bm", "bn", "bk", "warps", "stages"))
+
+
+@pytest.mark.parametrize("batch", [1, 96])
+@pytest.mark.parametrize(("k", "tried"), [(64, BRIEF), (128, BRIEF), (129, set()), (4096, set())])
+def test_some_tiles_are_for_short_k_alone(k: int, tried: set[tuple[object]], batch: int) -> None:
+    """Their choices are fitted to a longer k as tiles that are tried there."""
+    where = problem(1024, 1024, k, batch=batch)
+    space = [params for params in STRATEGY.space(where, GPU) if params["form"] == "continuous"]
+    assert {tiles_in(params) for params in space} & BRIEF == tried
+    for method, *tile in BRIEF:
+        names = ("bm", "bn", "bk", "warps", "stages")
+        params = {**PARAMS, "form": "continuous", "method": method, "chunk": 64}
+        tuned = Candidate.of("emulated_fp32", **params | dict(zip(names, tile, strict=True)))
+        fitted = STRATEGY.fitted(tuned, where, GPU).kwargs
+        assert tiles_in(fitted) in {tiles_in(params) for params in space}
+    blackwell = [p for p in STRATEGY.space(where, BLACKWELL) if p["form"] == "split"]
+    assert not {tiles_in(params) for params in blackwell} & {t for t in BRIEF if t[3] == 32}
+
+
 def test_a_batch_is_fitted_with_what_batches_are_computed_with() -> None:
     where = problem(62, 69, 100, batch=3)
     for form, slices in (("tandem", 1), ("fused", 100), ("continuous", 3)):

@@ -180,10 +180,9 @@ class EmulatedFP32(Strategy):
             lost = 3 * k / 16
         growth = truncation + correction + promotions + lost + 5
         rho = 8.0 if terms == 2 else 2.0**14
-        # What is computed again, in IEEE arithmetic, may cost more where a chunk is longer than k.
-        whole = int(params["chunk"])
-        lengths = (whole, whole // 2) if params["form"] == "fused" else (whole // 2,)
-        again = max(min(length, part) - (-part // length) for length in lengths) + most + 1
+        # What is computed again, in IEEE arithmetic, may cost more where k is short.
+        length = int(params["chunk"]) // (1 if params["form"] == "fused" else 2)
+        again = min(length, part) - (-part // length) + most + 1
         return ErrorBound(rho, max(growth, again - rho))
 
     def bind(
