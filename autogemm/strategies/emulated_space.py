@@ -164,9 +164,9 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
         form, method, chunk = str(params["form"]), str(params["method"]), int(params["chunk"])
         offered = _chunks(form, method, problem.k)
         params["chunk"] = min(offered, key=lambda length: abs(length - chunk))
-        tile = (*tile_of(params), *(int(params[name]) for name in ("bk", "warps", "stages")))
-        if tile in _BRIEF_TILES[method] and problem.k > _BRIEF_K:
-            usual = (stages for *same, stages in _SPLIT_TILES[form, method] if tile[:4] == (*same,))
+        cut = (*tile_of(params), *(int(params[name]) for name in ("bk", "warps", "stages")))
+        if cut in _BRIEF_TILES[method] and problem.k > _BRIEF_K:
+            usual = (stages for *same, stages in _SPLIT_TILES[form, method] if cut[:4] == (*same,))
             params["stages"] = next(usual, params["stages"])
         if problem.batch > 1:
             params["slices"] = 1
