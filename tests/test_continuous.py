@@ -5,6 +5,7 @@ It computes what form ``split`` does in the same order: the interpreter's result
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable
@@ -74,14 +75,17 @@ class Case:
     def run(
         self, tile: Tile = SMALL, slices: int = 1, alpha: float = 1.0, beta: float = 0.0,
         c: str | None = None, out: str = "row", gain: float = 0.0, *, guard: bool = True,
-        judged: bool = True, compared: bool = False,
+        judged: bool = True, compared: bool = False, once: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         """α·A·B + β·C, ``c`` and ``out`` being layouts, or ``out`` C: within the declared bound,
-        with nothing written around it. ``compared``: in the interpreter, by ``split_product`` too.
+        with nothing written around it. Where a slice is one chunk, by the kernel for that, too,
+        but for ``once``; ``compared``: in the interpreter, by ``split_product`` too.
         """
         A, B, terms, chunk = self.A, self.B, self.terms, self.chunk
         found = []
         products = [module().continuous_product]
+        if -(-A.shape[1] // slices) <= chunk and not once:
+            products.append(functools.partial(module().continuous_product, registers=168))
         if compared and not ON_GPU:
             products.append(from_split.split_product)
         for product in products:
@@ -282,6 +286,20 @@ TABLE = [
 ]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("terms", "make"),
+    [(terms, make) for _, terms, make, *_ in TABLE],
+    ids=[f"{METHODS[terms]}-{name}" for name, terms, *_ in TABLE],
+)
+def test_one_chunk_is_certified_or_computed_again_alike(
+    terms: int, make: Make, turned: bool, repairs: Repairs | None
+) -> None:
+    A, B = make()
+    Case(*((B.t(), A.t()) if turned else (A, B)), terms=terms, chunk=512).run()
+    assert repairs is None or all(count % 2 == 0 for count in repairs.both), "by one of two kernels"
+
+
 @pytest.mark.parametrize(
     ("name", "terms", "make", "expected", "needed"),
     TABLE,
@@ -311,7 +329,7 @@ def test_only_the_tiles_that_need_it_are_computed_again(out: str, repairs: Repai
     A[70, 1:] *= TINY  # in the second of three rows of tiles
     B[0] = 0
     case = Case(A, B)
-    case.run(SMALL, 1, 1.0, 0.5, "row", out)
+    case.run(SMALL, 1, 1.0, 0.5, "row", out, once=True)
     assert repairs is None or repairs.both == (2, 2)
 
 
@@ -324,7 +342,7 @@ def test_only_the_slice_that_needs_it_is_computed_again(
     A[3, 129:] *= TINY
     B[128] = 0
     case = Case(A, B, terms)
-    case.run((64, 64, 32, 4, stages), 3, compared=True)
+    case.run((64, 64, 32, 4, stages), 3, compared=True, once=True)
     assert repairs is None or repairs.both == (1, 1)
     case.run((64, 64, 32, 4, stages), 2)
     assert repairs is None or repairs.both == (2, 2)
@@ -470,7 +488,8 @@ def test_registers_are_limited_where_one_chunk_covers_k_and_of_those_tiles_alone
         params = continuous(tile, method=method, slices=slices).kwargs
         run = STRATEGY.bind(gpu_problem(a, b, None, None, 0.0), here(), params)
         run(1.0, a, b, 0.0, None, torch.empty(64, 128, device=PLACE))
-    assert seen == [(limit, True), (None, False), (limit, True)]
+    alone = (limit, limit is not None)
+    assert seen == [alone, (None, False), alone]
 
 
 @pytest.mark.skipif(ON_GPU, reason="a GPU may be in time by chance")

@@ -346,7 +346,9 @@ def continuous_product(
     guard: bool = True,
     registers: int | None = None,
 ) -> None:
-    """As ``split_product``. Where a slice is one chunk, ``registers`` limits those of a thread.
+    """As ``split_product``. ``registers`` limits those of a thread where a slice is one chunk.
+
+    No total is then kept beside the chunk's sums: a kernel of its own, the sums are the same.
 
     Or of batches (batch, m, k), (batch, k, n) and (batch, m, n), of which A, B and C may be
     expanded; ``slices`` is 1 then.
@@ -355,6 +357,7 @@ def continuous_product(
     batch = A.shape[0] if A.ndim == 3 else 1
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
+    one = registers is not None and slice_k <= chunk
     result = written_to(slices, C, out)
     a_rows, b_rows = count_of(A) * m, count_of(B) * n
     of_b = split.terms[terms * a_rows :]
@@ -385,11 +388,11 @@ def continuous_product(
             "GUARD": guard,
             "GRAM": gram,
             "SHARED": result.is_shared,
-            "ONE": slice_k <= chunk,
+            "ONE": one,
             "W": tiling.warps,
         },
         num_warps=tiling.warps,
-        registers=registers if slice_k <= chunk else None,
+        registers=registers if one else None,
         descriptors=(
             described_terms(split.terms, terms, a_rows, k, (tiling.bm, tiling.bk)),
             described_terms(of_b, terms, b_rows, k, (tiling.bn, tiling.bk)),
