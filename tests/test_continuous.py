@@ -296,7 +296,7 @@ def test_one_chunk_is_certified_or_computed_again_alike(
     terms: int, make: Make, turned: bool, repairs: Repairs | None
 ) -> None:
     A, B = make()
-    Case(*((B.t(), A.t()) if turned else (A, B)), terms=terms, chunk=512).run()
+    Case(*((B.t(), A.t()) if turned else (A, B)), terms=terms, chunk=2048).run()
     assert repairs is None or all(count % 2 == 0 for count in repairs.both), "by one of two kernels"
 
 
