@@ -1,7 +1,10 @@
-"""Small operands, and tables that have a strategy serve them, for tests of whole calls."""
+"""Small operands, tables that have a strategy serve them, and threads, for tests of whole calls."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,15 @@ def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
 def _bits(x: torch.Tensor) -> torch.Tensor:
     x = x.detach().resolve_conj().contiguous()
     return (torch.view_as_real(x) if x.is_complex() else x).view(torch.uint8)
+
+
+def in_threads(work: Callable[[int], None], count: int = 8) -> None:
+    """work(0), work(1), … all at once, each in a thread of its own; what one raises is raised."""
+    start = threading.Barrier(count)
+
+    def begin(number: int) -> None:
+        start.wait()
+        work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(begin, range(count)))

@@ -22,7 +22,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
 KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
-SHARED_NAMES = ("warpgroups", "lines", "tandem_steps", "streamed_steps")
+SHARED_NAMES = ("warpgroups", "lines", "continuous_steps", "tandem_steps", "streamed_steps")
 """The modules whose functions the kernels import, each behind those that it imports."""
 
 
@@ -31,9 +31,11 @@ def interpreted(
 ) -> types.ModuleType:
     """Module ``name`` of kernels with this Gluon in place of Triton's; sources go to ``folder``.
 
-    ``change`` is a part of its source, or of what it shares, and what stands in its place.
+    ``change`` is a part of its source, its steps', or what it shares, and what stands in its place.
     """
-    texts = {each: (KERNELS / f"{each}.py").read_text() for each in (name, *SHARED_NAMES)}
+    own = [each for each in SHARED_NAMES if each == name.replace("_product", "_steps")]
+    names = dict.fromkeys((name, *own, *SHARED_NAMES))
+    texts = {each: (KERNELS / f"{each}.py").read_text() for each in names}
     where = next((each for each, text in texts.items() if change[0] in text), None)
     assert where is not None, change[0]
     texts[where] = texts[where].replace(*change, 1)  # of the empty string too

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
+from calling import in_threads
 
 import autogemm
 from autogemm import explain, gemm, gemm_
@@ -309,31 +309,21 @@ def test_vmap_and_per_sample_gradients_agree_with_torch() -> None:
 
 
 def test_threads_of_training_steps_get_right_gradients() -> None:
-    failures: list[BaseException] = []
-
     def work(seed: int) -> None:
-        try:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                for turn in range(10):
-                    A, B = normal(256 + 64 * seed, 512), normal(512, 384)
-                    X = A.clone().requires_grad_()
-                    G = normal(256 + 64 * seed, 384)
-                    result = gemm(1.5, X, B, precision="highest")
-                    result.backward(G)
-                    torch.cuda.current_stream().synchronize()
-                    check(result.detach(), 1.5, A, B)
-                    check(X.grad, 1.5, G, B.t())
-                    if turn % 5 == 4:
-                        autogemm.reload_tables()
-        except BaseException as error:
-            failures.append(error)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for turn in range(10):
+                A, B = normal(256 + 64 * seed, 512), normal(512, 384)
+                X = A.clone().requires_grad_()
+                G = normal(256 + 64 * seed, 384)
+                result = gemm(1.5, X, B, precision="highest")
+                result.backward(G)
+                torch.cuda.current_stream().synchronize()
+                check(result.detach(), 1.5, A, B)
+                check(X.grad, 1.5, G, B.t())
+                if turn % 5 == 4:
+                    autogemm.reload_tables()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
+    in_threads(work)
 
 
 HALF = {

@@ -9,11 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import (
-    HIGHEST,
-    operands,
-    serve,
-)
+from calling import HIGHEST, in_threads, operands, serve
 from invented import AXPBY
 
 import autogemm
@@ -149,30 +145,19 @@ def test_torch_compile_keeps_the_corners(m: int, k: int, alpha: float, beta: flo
 
 def test_many_threads_get_right_answers() -> None:
     """Eight threads, each its own shapes, types and levels, cold and warm, all at once."""
-    start = threading.Barrier(8)
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
-        try:
-            start.wait()
-            for turn in range(30):
-                dtype = tuple(DTYPES.values())[(seed + turn) % 6]
-                level = ("highest", "high", "medium", None)[(seed + turn // 6) % 4]
-                A, B, C = operands(3 + seed, 4 + turn % 5, 20, dtype, seed)
-                out = (None, C.clone(), torch.empty_like(C))[turn % 3]
-                result = gemm(1.5, A, B, 0.5, C, precision=level, out=out)
-                check(result, 1.5, A, B, 0.5, C, Tolerance(level or "highest"))
-                if turn % 10 == 9:
-                    autogemm.reload_tables()
-        except BaseException as error:
-            failures.append(error)
+        for turn in range(30):
+            dtype = tuple(DTYPES.values())[(seed + turn) % 6]
+            level = ("highest", "high", "medium", None)[(seed + turn // 6) % 4]
+            A, B, C = operands(3 + seed, 4 + turn % 5, 20, dtype, seed)
+            out = (None, C.clone(), torch.empty_like(C))[turn % 3]
+            result = gemm(1.5, A, B, 0.5, C, precision=level, out=out)
+            check(result, 1.5, A, B, 0.5, C, Tolerance(level or "highest"))
+            if turn % 10 == 9:
+                autogemm.reload_tables()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures[0]
+    in_threads(work)
 
 
 @pytest.mark.usefixtures("restored_torch_settings")

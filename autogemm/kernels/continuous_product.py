@@ -15,12 +15,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     mma_v2,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_init,
-    warpgroup_mma_wait,
 )
 
+from autogemm.kernels.continuous_steps import fetch, sum_of_chunk, terms_in
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.raster import is_gram, tile_count
@@ -44,55 +41,6 @@ _TOTAL_SCALE = gl.constexpr(2.0**14)
 _UNDERFLOW = gl.constexpr(2.0**-96)
 _OVERFLOWS = gl.constexpr(2.0**64)
 _FLAG_CHUNKS = gl.constexpr(8)
-
-
-@gluon.jit
-def _fetch(
-    a, b, a_s, b_s, bars, i0, j0, at, number, wanted, BYTES: gl.constexpr, STAGES: gl.constexpr
-):  # fmt: skip
-    """Start to bring the block at ``at`` of k to where block ``number`` of all goes."""
-    stage = number % STAGES
-    bar = bars.index(stage)
-    mbarrier.expect(bar, BYTES, pred=wanted)
-    tma.async_copy_global_to_shared(a, [0, i0, at], bar, a_s.index(stage), pred=wanted)
-    tma.async_copy_global_to_shared(b, [0, j0, at], bar, b_s.index(stage), pred=wanted)
-
-
-@gluon.jit
-def _terms(
-    x_s, number, TERMS: gl.constexpr, ROWS: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr
-):  # fmt: skip
-    """The terms of an operand's block as matrices, which its copy was one array of."""
-    block = x_s.index(number % STAGES)
-    return block._reinterpret(gl.float16, [TERMS, ROWS, BK], by_tma(BK, 16))
-
-
-@gluon.jit
-def _add_products(a, b, high, cross, use_acc, TERMS: gl.constexpr):
-    """Start adding a block's products, and wait for those of the block before it."""
-    a_hi = a.index(0)
-    b_hi = b.index(0).permute((1, 0))
-    high = warpgroup_mma(a_hi, b_hi, high, use_acc=use_acc, is_async=True)
-    if TERMS == 2:
-        b_lo = b.index(1).permute((1, 0))
-        cross = warpgroup_mma(a_hi, b_lo, cross, use_acc=use_acc, is_async=True)
-        cross = warpgroup_mma(a.index(1), b_hi, cross, is_async=True)
-        high, cross = warpgroup_mma_wait(3, deps=[high, cross])
-        cross = warpgroup_mma_init(cross)
-    else:
-        high = warpgroup_mma_wait(1, deps=[high])
-    return warpgroup_mma_init(high), cross
-
-
-@gluon.jit
-def _sum_of_chunk(high, cross, TERMS: gl.constexpr):
-    """hi·hi + 2⁻¹¹(hi·lo + lo·hi), once all products are there."""
-    if TERMS == 2:
-        high, cross = warpgroup_mma_wait(0, deps=[high, cross])
-        total = high + cross * 0.00048828125
-    else:
-        total = warpgroup_mma_wait(0, deps=[high])
-    return total
 
 
 @gluon.jit
@@ -132,34 +80,6 @@ def _needed(a_most, a_least, b_most, b_least, certified, L: gl.constexpr):
 def _scale_of_each(scales, each, reach):
     """A chunk's scales, an element a thread; a sign is a flag."""
     return gl.load(scales + each, mask=each < reach, other=0.0)
-
-
-@gluon.jit
-def _chunk(
-    a_terms, b_terms, a_s, b_s, bars, fa, fb, i0, j0, first, start, stop, blocks, gain,
-    BYTES: gl.constexpr, TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    BK: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """2⁻¹⁴ of a chunk's products, over blocks of k in [start, stop); fa, fb: its scales."""
-    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
-    high = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
-    cross = warpgroup_mma_init(gl.zeros([BM, BN], gl.float32, MMA))
-    for block in range(start, stop):
-        arrive(bars, block, STAGES)
-        x = _terms(a_s, block, TERMS, BM, BK, STAGES)
-        y = _terms(b_s, block, TERMS, BN, BK, STAGES)
-        high, cross = _add_products(x, y, high, cross, block > start, TERMS)
-        barrier()
-        ahead = block + STAGES - 1  # goes where the block before this one lay
-        _fetch(
-            a_terms, b_terms, a_s, b_s, bars, i0, j0, (first + ahead) * BK, ahead, ahead < blocks,
-            BYTES, STAGES,
-        )  # fmt: skip
-    part = _sum_of_chunk(high, cross, TERMS)
-    fa = gl.abs(fa) * (1.0 + gain * (stop - start))
-    fa = gl.convert_layout(fa, gl.SliceLayout(1, MMA))[:, None]
-    fb = gl.convert_layout(gl.abs(fb), gl.SliceLayout(0, MMA))[None, :]
-    return (part * fa) * fb
 
 
 @gluon.jit(
@@ -220,7 +140,7 @@ def _continuous_kernel(
     fence_async_shared()
     barrier()
     for s in gl.static_range(STAGES - 1):
-        _fetch(
+        fetch(
             a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0, (first + s) * BK, s,
             s < blocks, BYTES, STAGES,
         )  # fmt: skip
@@ -234,7 +154,7 @@ def _continuous_kernel(
     if ONE:
         a_least = _scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
         b_least = _scale_of_each(b_scale, j, n - j0)
-        total = _chunk(
+        total = sum_of_chunk(
             a_terms, b_terms, a_s, b_s, bars, a_least, b_least, a_base + i0, b_base + j0, first,
             zero, blocks, blocks, gain, BYTES, TERMS, BM, BN, BK, STAGES, W,
         )  # fmt: skip
@@ -243,7 +163,7 @@ def _continuous_kernel(
         for start in range(zero, blocks, chunk_blocks):
             fa = _scale_of_each(a_scale, i, m - i0)
             fb = _scale_of_each(b_scale, j, n - j0)
-            total += _chunk(
+            total += sum_of_chunk(
                 a_terms, b_terms, a_s, b_s, bars, fa, fb, a_base + i0, b_base + j0, first, start,
                 gl.minimum(start + chunk_blocks, blocks), blocks, gain, BYTES, TERMS, BM, BN, BK,
                 STAGES, W,
@@ -298,7 +218,7 @@ def _continuous_kernel(
             for block in range(zero, blocks):
                 barrier()
                 number = blocks + block
-                _fetch(
+                fetch(
                     a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0,
                     (first + block) * BK, number, True, BYTES, STAGES,
                 )  # fmt: skip
@@ -306,9 +226,9 @@ def _continuous_kernel(
                 fa = gl.abs(_scale_of_each(a_scales + (chunk * a_rows + i0), i, m - i0)) / a_unit
                 fb = gl.abs(_scale_of_each(b_scales + (chunk * b_rows + j0), j, n - j0)) / b_unit
                 arrive(bars, number, STAGES)
-                x = _terms(a_s, number, TERMS, BM, BK, STAGES).index(0)
+                x = terms_in(a_s, number, TERMS, BM, BK, STAGES).index(0)
                 x = x.load(gl.DotOperandLayout(0, L, 2))
-                y = _terms(b_s, number, TERMS, BN, BK, STAGES).index(0).permute((1, 0))
+                y = terms_in(b_s, number, TERMS, BN, BK, STAGES).index(0).permute((1, 0))
                 y = y.load(gl.DotOperandLayout(1, L, 2))
                 part = mma_v2(gl.abs(x), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
                 # In units of the largest scales: nothing overflows, and underflow only takes away.

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_tile, rows_of, store_both
+from autogemm.kernels.epilogue import ieee_blocks, ieee_tile, rows_of, store_both
 from autogemm.kernels.launch import ceil_div, launch, registers_for_two
 from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
@@ -93,26 +93,6 @@ def _weight(
         x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
         weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]), weight)
     return weight
-
-
-@triton.jit
-def ieee_blocks(
-    a, b, a_z, b_z, i0, j0, first, last, chunk_blocks, A_T: tl.constexpr, B_T: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """The tile's products over k in [first, last), by IEEE float32 arithmetic, chunk by chunk."""
-    total = tl.zeros((BM, BN), dtype=tl.float32)
-    part = tl.zeros((BM, BN), dtype=tl.float32)
-    in_chunk = 0
-    for at in tl.range(first, last, BK, num_stages=STAGES):
-        x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
-        part = tl.dot(x, y, part, input_precision="ieee")
-        in_chunk += 1
-        if in_chunk == chunk_blocks:
-            total += part
-            part = tl.zeros((BM, BN), dtype=tl.float32)
-            in_chunk = 0
-    return total + part
 
 
 @triton.jit

@@ -11,8 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from autogemm.kernels.epilogue import ieee_blocks
 from autogemm.kernels.launch import ceil_div, launch
-from autogemm.kernels.operands import described, load_tiles
+from autogemm.kernels.operands import described
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.split_product import Tiling
 
@@ -35,19 +36,9 @@ def _skinny_kernel(
     j0 = tl.program_id(0) % tiles * BN
     first = slice_ * slice_k
     last = tl.minimum(first + slice_k, k)
-    total = tl.zeros((BM, BN), dtype=tl.float32)
-    part = tl.zeros((BM, BN), dtype=tl.float32)
-    in_chunk = 0
-    for at in tl.range(first, last, BK, num_stages=STAGES):
-        x, y = load_tiles(a, b, 0, j0, at, A_T, False)
-        part = tl.dot(x, y, part, input_precision="ieee")
-        in_chunk += 1
-        if in_chunk == BLOCKS:
-            total += part
-            part = tl.zeros((BM, BN), dtype=tl.float32)
-            in_chunk = 0
-    total += part
-    total *= alpha
+    total = alpha * ieee_blocks(
+        a, b, None, None, 0, j0, first, last, BLOCKS, A_T, False, BM, BN, BK, STAGES
+    )
     i = tl.arange(0, BM).to(tl.int64)[:, None]
     j = (j0 + tl.arange(0, BN)).to(tl.int64)[None, :]
     inside = (i < m) & (j < n)

@@ -67,11 +67,6 @@ def _factor(exponent):
 
 
 @triton.jit
-def _low(scaled, hi, LOW_UNIT: tl.constexpr):
-    return ((scaled - hi.to(tl.float32)) * LOW_UNIT).to(tl.float16)
-
-
-@triton.jit
 def _quotient(x, y):
     """x // y of integers that are not negative, for fewer instructions."""
     return (x.to(tl.uint32, bitcast=True) // y.to(tl.uint32, bitcast=True)).to(
@@ -146,17 +141,15 @@ def _split_block(
         hi = tl.where(((hi & 0x7FFF) == 0) & (bits > 0), hi | 1, hi).to(tl.float16, bitcast=True)
         if TERMS == 2:
             hi = tl.where(special, 0.0, hi)
-            lo = _low(scaled, hi, LOW_UNIT)
     else:
         scaled = value * _factor(exponent)
         hi = scaled.to(tl.float16)
-        if TERMS == 2:
-            lo = _low(scaled, hi, LOW_UNIT)
     terms += (before + first_row) * pitch + first_k
     at = terms + (r[:, None] * pitch + c[None, :])
     kept = (r < rows - first_row)[:, None] & (c < pitch - first_k)[None, :]
     tl.store(at, hi, mask=kept)
     if TERMS == 2:
+        lo = ((scaled - hi.to(tl.float32)) * LOW_UNIT).to(tl.float16)
         tl.store(at + all_rows * pitch, lo, mask=kept)
     scale = ((127 + bias + exponent) << 23).to(tl.float32, bitcast=True)
     scale = tl.where(highest > 0, scale, 0.0)

@@ -11,7 +11,7 @@ from autogemm.device import Device
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, Run, tile_of
 from autogemm.strategies.emulated_space import (
-    CONTINUOUS_REGISTERS,
+    BRIEF_TILES,
     SPLIT_FORMS,
     STREAMED_REGISTERS,
     TILES,
@@ -48,7 +48,7 @@ def _bind_split(device: Device, params: Params, guard: bool, *, batched: bool) -
     chunk, bk, slices = (int(params[name]) for name in ("chunk", "bk", "slices"))
     warps, stages, group = (int(params[name]) for name in ("warps", "stages", "group"))
     tiling = Tiling(*tile_of(params), bk, warps, stages, group)
-    registers = CONTINUOUS_REGISTERS.get((*tile_of(params), bk, warps, stages, terms))
+    registers = BRIEF_TILES[str(params["method"])].get((*tile_of(params), bk, warps, stages))
     product = _product_of_terms(str(params["form"]), registers)
     gain = _gain(device, bk, one_accumulator=False)
 

@@ -46,19 +46,14 @@ _SPLIT_TILES = {
         (64, 64, 64, 4, 4),
     ),
 }
-_BRIEF_TILES = {
-    "fp16x3": ((64, 128, 32, 4, 3),),
-    "fp16": ((64, 128, 64, 4, 2), (64, 128, 64, 4, 3)),
+BRIEF_TILES = {
+    "fp16x3": {(64, 128, 32, 4, 3): 168},
+    "fp16": {(64, 128, 64, 4, 2): 128, (64, 128, 64, 4, 3): 168},
 }
-"""Further tiles of form ``continuous`` where k is at most ``_BRIEF_K``."""
+"""Further tiles of form ``continuous`` where k is at most ``_BRIEF_K``, and a thread's registers
+where one chunk covers k: three programs (four, with 128) then share a multiprocessor. Where k is 64
+or 128 and much is written, that takes 8 to 23 % less time (H200)."""
 _BRIEF_K = 128
-CONTINUOUS_REGISTERS = {
-    (64, 128, 32, 4, 3, 2): 168,
-    (64, 128, 64, 4, 2, 1): 128,
-    (64, 128, 64, 4, 3, 1): 168,
-}
-"""Of a thread where one chunk covers k, by tile and terms: three programs (four, with 128) share a
-multiprocessor. Where k is 64 or 128 and much is written, that takes 8 to 23 % less time (H200)."""
 TILES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
     "fused": (
         (128, 128, 32, 8, 3),
@@ -165,7 +160,7 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
         offered = _chunks(form, method, problem.k)
         params["chunk"] = min(offered, key=lambda length: abs(length - chunk))
         cut = (*tile_of(params), *(int(params[name]) for name in ("bk", "warps", "stages")))
-        if cut in _BRIEF_TILES[method] and problem.k > _BRIEF_K:
+        if cut in BRIEF_TILES[method] and problem.k > _BRIEF_K:
             usual = (stages for *same, stages in _SPLIT_TILES[form, method] if cut[:4] == (*same,))
             params["stages"] = next(usual, params["stages"])
         if problem.batch > 1:
@@ -217,7 +212,7 @@ def _tiles_of_terms(
 ) -> Iterator[tuple[int, int, int, int, int]]:
     """The tiles worth trying where both operands are split beforehand."""
     is_brief = form == "continuous" and problem.k <= _BRIEF_K
-    for tile in _SPLIT_TILES[form, method] + (_BRIEF_TILES[method] if is_brief else ()):
+    for tile in (*_SPLIT_TILES[form, method], *(BRIEF_TILES[method] if is_brief else ())):
         if _fits(tile[0], problem.m) and _fits(tile[1], problem.n):
             yield tile
 
