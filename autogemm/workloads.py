@@ -160,6 +160,8 @@ def _gpu(name: str) -> Iterator[_Spec]:
         yield from _each("float32", _SKINNY[:4], "nt")
         yield from _each("float32", [(1024, 1024, 1024)], "tt")
         yield from _each("float32", [(16, 4096, 4096), (128, 4096, 14336)], "tn")
+        yield from _each("float32", [(16, 4096, 4096)], "tt")
+        yield from _each("float32", [(1, 4096, 4096), (8, 14336, 4096)], "nt")
         for letters in ("nt", "tn", "tt"):
             yield from _each("float32", [*_LONG_K[:2], (100000, 512, 512)], letters)
         yield from _each("float32", _ODD[:8])

@@ -39,10 +39,10 @@ from autogemm.strategies.emulated_space import (
     IN_PAIRS,
     SPLIT_FORMS,
     fitted,
-    reasons_without_gluon,
     space,
     streamed_tile,
 )
+from autogemm.strategies.gluon import reasons_without_gluon
 
 _LONGEST = 2**25
 """Rows of terms are no longer: offsets within a block of 64 of them fit 32 bits."""
@@ -124,14 +124,15 @@ class EmulatedFP32(Strategy):
             return ["k is whole in batches: their matrices fill a device"]
         if reasons := reasons_against_size(problem, *tile_of(params)):
             return reasons
-        if params["form"] == "streamed":
-            return _reasons_not_streamed(problem, params) or reasons_without_gluon(device, params)
-        if params["form"] == "continuous":
-            return reasons_without_gluon(device, params)
-        if params["form"] != "split" and not {problem.a, problem.b} <= {"row", "col"}:
+        form = str(params["form"])
+        if form == "streamed":
+            return _reasons_not_streamed(problem, params) or reasons_without_gluon(device, form)
+        if form == "continuous":
+            return reasons_without_gluon(device, form)
+        if form != "split" and not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
-        if params["form"] == "tandem":
-            return reasons_without_gluon(device, params)
+        if form == "tandem":
+            return reasons_without_gluon(device, form)
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autogemm.device import Device, is_release, software_versions
+from autogemm.device import Device
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, filling_slices, tile_of, tiles_of
-
-_GLUON = ("3.6", "3.7", "3.8")
-"""Gluon is an experimental part of Triton: what is written in it runs in versions it was run in."""
+from autogemm.strategies.gluon import reasons_without_gluon
 
 SPLIT_FORMS = ("split", "continuous")
 """Both operands are split beforehand."""
@@ -126,7 +124,7 @@ def space(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
         yield from _space_of_batches(problem, device)
         return
     # They compute the same, and ``continuous`` faster: by up to a quarter where k is short (H200).
-    has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
+    has_gluon = not reasons_without_gluon(device, "continuous")
     split = "continuous" if has_gluon else "split"
     for method in _METHODS:
         for bm, bn, bk, warps, stages in _tiles_of_terms(problem, split, method):
@@ -189,18 +187,6 @@ def fitted(params: Params, problem: Problem, device: Device) -> dict[str, ParamV
     return params
 
 
-def reasons_without_gluon(device: Device, params: Params) -> list[str]:
-    """Why the form that ``params`` name cannot be had, of those that are written in Gluon."""
-    form = params["form"]
-    if device.capability != (9, 0):
-        return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
-    version = software_versions(device.type).get("triton", "none")
-    if not is_release(version, _GLUON):
-        written = f"{', '.join(_GLUON[:-1])} or {_GLUON[-1]}"
-        return [f"form {form!r} is written in Gluon of Triton {written}; here is {version}"]
-    return []
-
-
 def streamed_tile(params: Params, transposed: bool) -> tuple[int, int]:
     """Rows of the operand that streams, columns of the other."""
     bm, bn = tile_of(params)
@@ -218,7 +204,7 @@ def _tiles_of_terms(
 
 
 def _space_of_batches(problem: Problem, device: Device) -> Iterator[dict[str, ParamValue]]:
-    has_gluon = not reasons_without_gluon(device, {"form": "continuous"})
+    has_gluon = not reasons_without_gluon(device, "continuous")
     for method in _METHODS:
         terms = _tiles_of_terms(problem, "continuous", method) if has_gluon else ()
         for bm, bn, bk, warps, stages in terms:

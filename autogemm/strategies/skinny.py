@@ -1,7 +1,7 @@
-"""float32 products of a few rows or columns, by a kernel of our own in IEEE arithmetic.
+"""float32 products of a few rows or columns, by kernels of our own in IEEE arithmetic.
 
 With up to sixteen rows a float32 product need not take longer than reading the large operand, if
-that is read once and by all multiprocessors. 16 x 4096 x 4096 takes 25 µs so, 26 by
+that is read once and by all multiprocessors. 16 x 4096 x 4096 takes 21 µs so, 26 by
 ``emulated_fp32``, which has terms to make and to check, and 82 by cuBLAS (H200).
 """
 
@@ -26,11 +26,27 @@ from autogemm.strategies.base import (
     filling_slices,
     one_of,
 )
+from autogemm.strategies.gluon import reasons_without_gluon
 
 _MOST = 16
 """Rows or columns; with more, arithmetic takes longer than memory."""
 _CHUNK = 128
 """Elements of k whose sum is added to a total (``kernels/skinny_product.py``)."""
+_LANES = 32
+_LANES_TILES = (
+    (32, 256, 4, 3),
+    (32, 256, 4, 4),
+    (32, 128, 4, 4),
+    (32, 128, 4, 6),
+    (32, 256, 8, 3),
+    (32, 256, 4, 2),
+    (16, 256, 2, 3),
+    (16, 256, 4, 3),
+    (16, 128, 2, 4),
+    (64, 128, 8, 4),
+    (64, 256, 8, 2),
+)
+"""(bn, bk, warps, stages) of form ``lanes``."""
 _TILES = (
     (4, 256, 32, 2, 4),
     (4, 256, 64, 4, 3),
@@ -48,12 +64,16 @@ _LONGEST = 2**26
 _MOST_COLUMNS = 2**30
 """Places are 32-bit."""
 _WAVES = (1, 2, 3, 4)
-"""Programs a multiprocessor that slices of k aim at."""
+"""Programs a multiprocessor that slices of k aim at, in form ``lanes`` the first two: one has
+most of its memory."""
 
 
 class Skinny(Strategy):
     """A program computes all rows of ``bn`` columns, ``bk`` elements of k at a time, over one of
     ``slices`` parts of k; of a result with few columns the transpose.
+
+    In form ``lanes`` each of its threads has its own part of k, so that the large operand may lie
+    along k as well; else each has its own elements of the result.
     """
 
     name = "skinny"
@@ -62,11 +82,13 @@ class Skinny(Strategy):
     packages = ("triton",)
     depends_on = ("torch", "triton")
     min_capability = (9, 0)  # tensor descriptors
+    optional = frozenset({"form"})
 
     def parameters(self) -> Mapping[str, Callable[[ParamValue], bool]]:
         return {
-            "bn": one_of(64, 128, 256),
-            "bk": one_of(32, 64),
+            "form": one_of("lanes"),
+            "bn": one_of(16, 32, 64, 128, 256),
+            "bk": one_of(32, 64, 128, 256),
             "warps": one_of(2, 4, 8),
             "stages": one_of(1, 2, 3, 4, 5, 6),
             "slices": at_least(1),
@@ -84,13 +106,27 @@ class Skinny(Strategy):
             ]
         if not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
-        if (problem.a == "row") if _is_transposed(problem) else (problem.b == "col"):
-            # 16 x 4096 x 4096 takes 65 µs so, and 27 by emulated_fp32 (H200).
-            return ["the large operand lies along k; multiprocessors are slow to read it so"]
+        if "form" in params:
+            return _reasons_not_lanes(device, params)
+        if not (int(params["bn"]) >= 64 >= int(params["bk"])):
+            return [f"without form=lanes bn is 64 at least and bk at most, not {_tile(params)}"]
+        if _lies_along_k(problem):
+            # 16 x 4096 x 4096 takes 65 µs so, and 21 in form lanes (H200).
+            return [
+                "the large operand lies along k; without form=lanes multiprocessors are slow to "
+                "read it so"
+            ]
         return []
 
     def space(self, problem: Problem, device: Device) -> Iterable[dict[str, ParamValue]]:
-        for rows, bn, bk, warps, stages in _TILES:
+        has_gluon = not reasons_without_gluon(device, "lanes")
+        for bn, bk, warps, stages in _LANES_TILES if has_gluon else ():
+            for slices in sorted({_slices(problem, device, bn, bk, w) for w in _WAVES[:2]}):
+                yield {
+                    "form": "lanes", "bn": bn, "bk": bk, "warps": warps, "stages": stages,
+                    "slices": slices,
+                }  # fmt: skip
+        for rows, bn, bk, warps, stages in () if _lies_along_k(problem) else _TILES:
             if rows != _rows(problem):
                 continue
             for slices in sorted({_slices(problem, device, bn, bk, waves) for waves in _WAVES}):
@@ -98,32 +134,40 @@ class Skinny(Strategy):
 
     def kin(self, candidate: Candidate) -> Candidate:
         """Slices and stages are a matter of degree."""
-        params = candidate.kwargs
-        return Candidate.of(self.name, **{key: params[key] for key in ("bn", "bk", "warps")})
+        degrees = ("slices", "stages")
+        kept = {key: value for key, value in candidate.kwargs.items() if key not in degrees}
+        return Candidate.of(self.name, **kept)
 
     def fitted(self, candidate: Candidate, problem: Problem, device: Device) -> Candidate:
-        """As many slices as fill the device twice."""
+        """As many slices as fill the device twice, in form ``lanes`` once."""
         params = dict(candidate.kwargs)
-        params["slices"] = _slices(problem, device, int(params["bn"]), int(params["bk"]), 2)
+        waves = 1 if "form" in params else 2
+        params["slices"] = _slices(problem, device, int(params["bn"]), int(params["bk"]), waves)
         return Candidate.of(self.name, **params)
 
     def bound(self, problem: Problem, params: Params) -> ErrorBound:
         # One error a term of a chunk, a chunk of a slice, and a slice; α, β and both their sums.
         slices = int(params["slices"])
         part = -(-problem.k // slices) + int(params["bk"])
-        terms = _CHUNK + -(-part // _CHUNK) + slices
+        if "form" in params:  # a lane's terms, which are added by halves, as its warp's sums are
+            terms = -(-part // _LANES) + 2 + _LANES.bit_length() + slices
+        else:
+            terms = _CHUNK + -(-part // _CHUNK) + slices
         return ErrorBound(5.0, precision.growth(problem.dtype, min(terms, problem.k)))
 
     def bind(self, problem: Problem, device: Device, params: Params) -> Run:
         from autogemm.kernels.replay import into_new
-        from autogemm.kernels.skinny_product import skinny_product
         from autogemm.kernels.split_product import Tiling
 
         transposed = _is_transposed(problem)
-        tiling = Tiling(
-            _rows(problem), int(params["bn"]), int(params["bk"]),
-            int(params["warps"]), int(params["stages"]),
-        )  # fmt: skip
+        rows = _rows(problem)
+        if "form" in params:
+            from autogemm.kernels.lanes_product import lanes_product as product
+
+            rows = max(8, rows)
+        else:
+            from autogemm.kernels.skinny_product import skinny_product as product
+        tiling = Tiling(rows, *_tile(params), int(params["warps"]), int(params["stages"]))
         slices = int(params["slices"])
 
         def write(
@@ -132,13 +176,32 @@ class Skinny(Strategy):
             if transposed:
                 A, B, out = B.t(), A.t(), out.t()
                 C = None if C is None else C.t()
-            skinny_product(alpha, A, B, beta, C, out, slices=slices, tiling=tiling)
+            product(alpha, A, B, beta, C, out, slices=slices, tiling=tiling)
 
         return into_new(write)
 
     def workspace_bytes(self, problem: Problem, params: Params) -> int:
         slices = int(params["slices"])
         return 4 * slices * problem.m * problem.n if slices > 1 else 0
+
+
+def _reasons_not_lanes(device: Device, params: Params) -> list[str]:
+    (bn, bk), warps = _tile(params), int(params["warps"])
+    if bn > 64 or bk < 128 or 8 * warps < bn or 256 * warps > bn * bk:
+        return [
+            "form lanes takes bn up to 64, bk from 128, and a warp to 8 columns or fewer, not "
+            f"bn={bn}, bk={bk}, warps={warps}"
+        ]
+    return reasons_without_gluon(device, "lanes")
+
+
+def _tile(params: Params) -> tuple[int, int]:
+    return int(params["bn"]), int(params["bk"])
+
+
+def _lies_along_k(problem: Problem) -> bool:
+    """Whether the large operand does."""
+    return problem.a == "row" if _is_transposed(problem) else problem.b == "col"
 
 
 def _is_transposed(problem: Problem) -> bool:
