@@ -473,9 +473,10 @@ def errors() -> Any:
         ("fp16x3", (64, 128, 32, 4, 3), 168), ("fp16", (64, 128, 64, 4, 2), 128),
         ("fp16", (64, 128, 64, 4, 3), 168), ("fp16x3", (64, 128, 32, 4, 4), None),
         ("fp16", (64, 128, 32, 4, 3), None), ("fp16x3", (64, 128, 64, 4, 3), None),
+        ("fp16x3", (128, 128, 64, 8, 3), None),
     ],
 )  # fmt: skip
-def test_registers_are_limited_where_one_chunk_covers_k_and_of_those_tiles_alone(
+def test_registers_are_limited_where_one_chunk_covers_k_and_a_total_kept_with_many_warps(
     method: str, tile: Tile, limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int | None, bool]] = []
@@ -488,7 +489,7 @@ def test_registers_are_limited_where_one_chunk_covers_k_and_of_those_tiles_alone
         params = continuous(tile, method=method, slices=slices).kwargs
         run = STRATEGY.bind(gpu_problem(a, b, None, None, 0.0), here(), params)
         run(1.0, a, b, 0.0, None, torch.empty(64, 128, device=PLACE))
-    alone = (limit, limit is not None)
+    alone = (limit, tile[3] <= 4)
     assert seen == [alone, (None, False), alone]
 
 

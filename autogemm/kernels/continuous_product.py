@@ -41,6 +41,9 @@ _TOTAL_SCALE = gl.constexpr(2.0**14)
 _UNDERFLOW = gl.constexpr(2.0**-96)
 _OVERFLOWS = gl.constexpr(2.0**64)
 _FLAG_CHUNKS = gl.constexpr(8)
+_FEW_WARPS = 4
+"""Programs of so many gain 1 to 3 % where one chunk is all and flags are counted ahead; with tiles
+of 128 x 128 nothing was gained (H200)."""
 
 
 @gluon.jit
@@ -82,6 +85,12 @@ def _scale_of_each(scales, each, reach):
     return gl.load(scales + each, mask=each < reach, other=0.0)
 
 
+@gluon.jit
+def _number_of_flags(a_scales, b_scales):
+    """Of how many operands, by their scales, a stretch is flagged."""
+    return gl.max((a_scales < 0).to(gl.int32), 0) + gl.max((b_scales < 0).to(gl.int32), 0)
+
+
 @gluon.jit(
     do_not_specialize=[
         "m", "n", "k", "a_rows", "b_rows", "a_step", "a_row", "a_k", "b_step", "b_row", "b_k",
@@ -98,7 +107,7 @@ def _continuous_kernel(
     STAGES: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
     ONE: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """ONE: a slice is a chunk, and the registers of a total are free."""
+    """ONE: a slice is a chunk; the registers of a total are free, flags are counted first."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
     EACH: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
     BYTES: gl.constexpr = 2 * BK * TERMS * (BM + BN)
@@ -145,6 +154,7 @@ def _continuous_kernel(
             s < blocks, BYTES, STAGES,
         )  # fmt: skip
     zero = first * 0
+    flagged = zero
     i = gl.arange(0, BM, layout=EACH)
     j = gl.arange(0, BN, layout=EACH)
     a_scale = a_scales + i0
@@ -154,6 +164,8 @@ def _continuous_kernel(
     if ONE:
         a_least = _scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
         b_least = _scale_of_each(b_scale, j, n - j0)
+        if GUARD:
+            flagged = _number_of_flags(a_least, b_least)  # while the first block is awaited
         total = sum_of_chunk(
             a_terms, b_terms, a_s, b_s, bars, a_least, b_least, a_base + i0, b_base + j0, first,
             zero, blocks, blocks, gain, BYTES, TERMS, BM, BN, BK, STAGES, W,
@@ -175,11 +187,11 @@ def _continuous_kernel(
             b_scale += b_rows
     barrier()  # the result passes through the memory of blocks
     total *= _TOTAL_SCALE
-    flagged = zero
     doubtful = zero
     wrong = zero
     if GUARD:
-        flagged = gl.max((a_least < 0).to(gl.int32), 0) + gl.max((b_least < 0).to(gl.int32), 0)
+        if not ONE:
+            flagged = _number_of_flags(a_least, b_least)
         if flagged > 0:
             a_most, a_odd = _stretches(a_scales, a_rows, m, i0, chunks, BM, W)
             b_most, b_odd = _stretches(b_scales, b_rows, n, j0, chunks, BN, W)
@@ -268,7 +280,8 @@ def continuous_product(
 ) -> None:
     """As ``split_product``. ``registers`` limits those of a thread where a slice is one chunk.
 
-    No total is then kept beside the chunk's sums: a kernel of its own, the sums are the same.
+    With few warps no total is then kept beside the chunk's sums: a kernel of its own, the sums
+    are the same.
 
     Or of batches (batch, m, k), (batch, k, n) and (batch, m, n), of which A, B and C may be
     expanded; ``slices`` is 1 then.
@@ -277,7 +290,7 @@ def continuous_product(
     batch = A.shape[0] if A.ndim == 3 else 1
     slice_k = ceil_div(ceil_div(k, slices), chunk) * chunk
     slices = ceil_div(k, slice_k)
-    one = registers is not None and slice_k <= chunk
+    one = slice_k <= chunk and tiling.warps <= _FEW_WARPS
     result = written_to(slices, C, out)
     a_rows, b_rows = count_of(A) * m, count_of(B) * n
     of_b = split.terms[terms * a_rows :]

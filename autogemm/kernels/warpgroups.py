@@ -236,8 +236,13 @@ def settle(
     if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if wrong > 0:
             barrier()  # whichever thread stored an element is to have done so
-            # 0, unknown to the compiler, which would keep addresses of a store.
-            i0 += (wrong >> 20) if LINE > 0 else (wrong - 1)
+            # Unknown to the compiler, which would keep places of a store: as many registers.
+            nothing = (wrong >> 20) if LINE > 0 else (wrong - 1)
+            i0 += nothing
+            c_row += nothing
+            c_col += nothing
+            out_row += nothing
+            out_col += nothing
             again = ieee_tile(
                 a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM, BN, W
             )
