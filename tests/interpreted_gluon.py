@@ -95,7 +95,8 @@ class Program:
 class Tile:
     """One buffer of shared memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
         self.value: Any = None
         self.writes = 0
         """How often the accelerator has begun to write it."""
@@ -183,6 +184,7 @@ class Barrier:
         brought = sum(v.handle.data.nbytes for _, v in self.copies)
         assert brought == self.expected, "as many bytes arrive as are expected"
         for tile, value in self.copies:
+            assert value.handle.data.shape == tile.shape, "a copy has its tile's shape"
             tile.value, tile.is_arriving = value, False
         self.copies, self.expected, self.phase = [], None, self.phase + 1
 
@@ -356,8 +358,10 @@ class _Language:
         return range(int(stop))
 
     def allocate_shared_memory(self, dtype: Any, shape: Any, layout: Any) -> Shared:
-        made = Barrier if layout is Barrier else Tile
-        return Shared([made() for _ in range(int(shape[0]))])
+        count, *extents = (int(extent) for extent in shape)
+        if layout is Barrier:
+            return Shared([Barrier() for _ in range(count)])
+        return Shared([Tile(tuple(extents)) for _ in range(count)])
 
     def thread_barrier(self) -> None:
         Clock.meetings += 1

@@ -18,7 +18,7 @@ from autogemm.database import Entry
 from autogemm.device import Device
 from autogemm.precision import ErrorBound, Tolerance
 from autogemm.problem import Problem, contiguous_problem
-from autogemm.strategies import BY_NAME, Candidate, gluon
+from autogemm.strategies import BY_NAME, Candidate, hopper
 from autogemm.strategies.base import ParamValue
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def install(version: str) -> None:
         versions = {"torch": "2.13.0", "triton": version}
-        monkeypatch.setattr(gluon, "software_versions", lambda device_type: versions)
+        monkeypatch.setattr(hopper, "software_versions", lambda device_type: versions)
 
     install("3.6.0")
     return install

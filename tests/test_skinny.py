@@ -158,7 +158,7 @@ def test_slices_fill_the_device_and_what_is_offered_can_run(shape: tuple[int, in
     assert len({tuple(params.items()) for params in offered}) == len(offered)
     for params in offered:
         assert params["slices"] == 1 or problem.k // int(params["slices"]) >= 4 * int(params["bk"])
-        assert STRATEGY.wrong_parameters(params) == []
+        assert STRATEGY.reasons_not(problem, GPU, params) == []
         assert Tolerance("highest").admits(
             STRATEGY.bound(problem, params), problem.dtype, problem.k
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 import torch
 from gluon_stand_in import fixture_for
 from invented import GPU
-from test_kernels import LAYOUTS, PLACE, here, normal, serve
+from test_kernels import LAYOUTS, PLACE, gpu_problem, here, normal, serve
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth
 from autogemm.precision import Tolerance
 from autogemm.problem import contiguous_problem
-from autogemm.strategies import BY_NAME, Candidate, gluon
+from autogemm.strategies import BY_NAME, Candidate, hopper
 from autogemm.strategies.base import ParamValue
 
 STRATEGY = BY_NAME["skinny"]
@@ -27,16 +28,12 @@ PARAMS: dict[str, ParamValue] = {
 }  # fmt: skip
 TILES = ((32, 128, 4, 3), (32, 256, 8, 2), (16, 128, 2, 4), (16, 256, 4, 2), (64, 128, 8, 2))
 """(bn, bk, warps, stages)"""
-SHAPES = ((16, 72, 520), (13, 132, 100), (8, 36, 260), (4, 64, 8), (1, 40, 132))
+SHAPES = ((16, 72, 520), (16, 64, 520), (13, 132, 100), (8, 36, 260), (4, 64, 8), (1, 40, 132))
 
 
-def _reasons() -> list[str]:
-    problem = contiguous_problem(16, 64, 64, torch.float32, device_type="cuda")
-    return STRATEGY.reasons_not(problem, here(), PARAMS)
-
-
+REASONS = hopper.reasons_without_gluon(here(), "lanes")
 pytestmark = [
-    pytest.mark.skipif(bool(_reasons()), reason="; ".join(_reasons())),
+    pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS)),
     pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),
 ]
 compiled = importlib.import_module("autogemm.kernels.lanes_product")
@@ -67,9 +64,7 @@ def integers(rows: int, cols: int, by: str = "n") -> torch.Tensor:
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
-def test_all_rows_columns_and_parts_are_added(
-    layout: str, tile: tuple[int, int, int, int]
-) -> None:
+def test_all_rows_columns_and_parts_are_added(layout: str, tile: tuple[int, int, int, int]) -> None:
     for (m, n, k), slices in itertools.product(SHAPES, (1, 3)):
         A, B, C = integers(m, k, layout[0]), integers(k, n, layout[1]), integers(m, n)
         if A.stride(1) != 1:  # columns at multiples of 16 bytes, maybe without a gap
@@ -104,6 +99,58 @@ def test_results_lie_as_they_like(out: str, slices: int) -> None:
     exact = -1.5 * (A.double() @ B.double()) + 2 * C.double()
     where = LAYOUTS[out](C.clone())
     assert torch.equal(product(-1.5, A, B, 2.0, where, where, slices=slices), exact.float())
+
+
+@pytest.mark.parametrize("out", ["row", "col", "block", "strided"])
+@pytest.mark.parametrize("c", ["row", "col", "block", "strided", "a row", "a column"])
+def test_c_lies_as_it_likes_and_otherwise(c: str, out: str) -> None:
+    m, n, k = 12, 72, 132
+    A, B, C = integers(m, k), integers(k, n), integers(m, n)
+    expanded = {"a row": C[:1].expand(m, n), "a column": C[:, :1].expand(m, n)}
+    C = expanded[c] if c in expanded else LAYOUTS[c](C)
+    where = LAYOUTS[out](torch.full((m, n), torch.nan, device=PLACE))
+    exact = A.double() @ B.double() + 0.5 * C.double()
+    assert torch.equal(product(1.0, A, B, 0.5, C, where), exact.float())
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
+    """How many programs were asked for, and with which constants; none runs."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    module = importlib.import_module("autogemm.kernels.lanes_product")
+    monkeypatch.setattr(module, "launch", lambda *x, **_: found.append((x[1], x[5])))
+    return found
+
+
+@pytest.mark.parametrize(("m", "bm"), [(1, 8), (4, 8), (8, 8), (9, 16), (16, 16)])
+def test_a_tile_has_eight_rows_or_sixteen(
+    m: int, bm: int, launched: list[tuple[int, dict[str, Any]]]
+) -> None:
+    A, B = normal(m, 132), normal(132, 72)
+    run = STRATEGY.bind(gpu_problem(A, B, None, None, 0.0), here(), PARAMS)
+    run(1.0, A, B, 0.0, None, torch.empty(m, 72, device=PLACE))
+    assert launched[0][1]["BM"] == bm
+
+
+@pytest.mark.parametrize(
+    ("m", "pitch", "k", "at_once"),
+    [
+        (8, 8, 512, 4), (16, 16, 512, 2), (16, 16, 514, 2), (16, 20, 512, 1), (12, 16, 512, 1),
+        (4, 8, 512, 1), (8, 8, 514, 1), (16, 16, 515, 1),
+    ],
+)  # fmt: skip
+def test_columns_are_brought_together_if_nothing_lies_between_or_behind(
+    m: int, pitch: int, k: int, at_once: int, launched: list[tuple[int, dict[str, Any]]]
+) -> None:
+    A = normal(k, pitch)[:, :m].t()
+    product(1.0, A, normal(k, 72), 0.0, None, torch.empty(m, 72, device=PLACE))
+    assert launched[0][1]["AT_ONCE"] == at_once
+
+
+def test_no_slice_is_empty(launched: list[tuple[int, dict[str, Any]]]) -> None:
+    out = torch.empty(16, 72, device=PLACE)
+    product(1.0, normal(16, 8), normal(8, 72), 0.0, None, out, slices=3)
+    assert launched[0][0] == 3  # tiles, of one slice
 
 
 @pytest.mark.parametrize("name", names_for(torch.float32))
@@ -156,45 +203,65 @@ def _bits(layout: Any) -> list[list[int]]:
     return [*layout.reg_bases, *layout.lane_bases, *layout.warp_bases]
 
 
+Bases = list[list[int]]
+
+
+def _bits(layout: Any) -> tuple[Bases, Bases, Bases]:
+    """A thread's, a lane's and a warp's bases of a blocked layout of just its own size."""
+    sizes = (layout.size_per_thread, layout.threads_per_warp, layout.warps_per_cta)
+    bases: tuple[Bases, Bases, Bases] = ([], [], [])
+    for level, (found, size) in enumerate(zip(bases, sizes, strict=True)):
+        for axis in layout.order:
+            inner = math.prod(lower[axis] for lower in sizes[:level])
+            for bit in range(size[axis].bit_length() - 1):
+                found.append([inner << bit if a == axis else 0 for a in range(3)])
+    return bases
+
+
 @pytest.mark.parametrize("b_t", [False, True])
 @pytest.mark.parametrize("bm", [8, 16])
-@pytest.mark.parametrize(("bn", "warps"), [(16, 2), (16, 8), (32, 4), (32, 8), (64, 8)])
+@pytest.mark.parametrize(("bn", "warps"), [(16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8)])
 def test_a_halving_gives_a_lane_one_bit_for_another(
     bn: int, warps: int, bm: int, b_t: bool
 ) -> None:
     parts = compiled._parts(bn, b_t, warps)
-    assert parts * bm * bn == 32 * warps * bm * 8
-    before = None
-    for step in range(compiled._halvings(bn, b_t, warps)):
+    assert parts * bn == 32 * warps * 8
+    own, lanes, of_warps = _bits(compiled._sums(bm, bn, b_t, warps))
+    assert len(own) == 3 + bm.bit_length() - 1
+    halvings = compiled._halvings(bn, b_t, warps)
+    for step in range(halvings):
         layout = compiled._halved(step, bm, bn, b_t, warps)
-        bits = _bits(layout)
-        extents = [bm, bn, parts >> step]
-        for axis, extent in enumerate(extents):
-            assert sorted(b[axis] for b in bits if b[axis]) == [
+        assert layout.reg_bases[0] == [0, 0, 1]  # the two that are added are a thread's own
+        assert len(layout.reg_bases) == len(own) - step
+        assert sum(x != y for x, y in zip(lanes, layout.lane_bases, strict=True)) == 1
+        assert layout.warp_bases == of_warps  # so that nothing leaves a warp
+        assert layout.shape == [bm, bn, parts >> step]
+        bits = [*layout.reg_bases, *layout.lane_bases, *layout.warp_bases]
+        for axis, extent in enumerate(layout.shape):
+            assert sorted(bit[axis] for bit in bits if bit[axis]) == [
                 1 << i for i in range(extent.bit_length() - 1)
             ]
-        assert all(sum(map(bool, b)) == 1 for b in bits)
-        assert layout.shape == extents
-        assert layout.reg_bases[0] == [0, 0, 1]  # the two that are added are a thread's own
-        if before is not None:  # the lowest bit of a part's number is gone since
-            old = [[i, j, p >> 1] for i, j, p in before.lane_bases]
-            assert sum(x != y for x, y in zip(old, layout.lane_bases, strict=True)) == 1
-            assert [[i, j, p >> 1] for i, j, p in before.warp_bases] == layout.warp_bases
-        before = layout
+        assert all(sum(map(bool, bit)) == 1 for bit in bits)
+        # Once added, the lowest bit of a part's number is gone.
+        lanes = [[i, j, part >> 1] for i, j, part in layout.lane_bases]
+        of_warps = [[i, j, part >> 1] for i, j, part in layout.warp_bases]
+    assert not any(part for _, _, part in lanes)
 
 
 @pytest.mark.parametrize("b_t", [False, True])
 @pytest.mark.parametrize("bm", [8, 16])
-def test_lines_of_several_columns_are_where_their_elements_are_needed(bm: int, b_t: bool) -> None:
-    for bn, warps in ((32, 4), (16, 4), (64, 8)):
-        layout = compiled._packed(bm, bn, b_t, warps)
-        lane_n, lane_k, warp_n, warp_k = compiled._bits_of(bn, b_t, warps)
-        wanted = [0] * lane_n + [1 << i for i in range(lane_k)]
-        places = [(line * 32 + at) // bm for line, at in layout.lane_bases]
-        assert places == wanted
-        wanted = [0] * warp_n + [1 << (lane_k + i) for i in range(warp_k)]
-        assert [(line * 32 + at) // bm for line, at in layout.warp_bases] == wanted
-        assert layout.reg_bases == [[0, 1 << i] for i in range(bm.bit_length() - 1)]
+@pytest.mark.parametrize(("bn", "warps"), [(16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8)])
+def test_lines_of_several_columns_are_where_their_elements_are_needed(
+    bn: int, warps: int, bm: int, b_t: bool
+) -> None:
+    layout = compiled._packed(bm, bn, b_t, warps)
+    own, lanes, of_warps = _bits(compiled._sums(bm, bn, b_t, warps))
+    for found, wanted in ((layout.lane_bases, lanes), (layout.warp_bases, of_warps)):
+        assert [(32 * line + at) // bm for line, at in found] == [part for _, _, part in wanted]
+    assert layout.reg_bases == [[0, row] for row, _, _ in own if row]
+    for line, at in (*layout.reg_bases, *layout.lane_bases, *layout.warp_bases):
+        assert 0 <= at < 32
+        assert 0 <= line < layout.shape[0]
 
 
 # ----------------------------------------------------------------------------- the strategy
@@ -203,7 +270,7 @@ def test_lines_of_several_columns_are_where_their_elements_are_needed(bm: int, b
 @pytest.fixture
 def with_gluon(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "2.13.0", "triton": "3.6.0"}
-    monkeypatch.setattr(gluon, "software_versions", lambda device_type: versions)
+    monkeypatch.setattr(hopper, "software_versions", lambda device_type: versions)
 
 
 @pytest.mark.usefixtures("with_gluon")
@@ -217,13 +284,23 @@ def test_it_says_what_it_takes() -> None:
     assert STRATEGY.reasons_not(problem, hopper, PARAMS) == []
     newer = replace(GPU, capability=(10, 0))
     assert "capability 9.0" in STRATEGY.reasons_not(problem, newer, PARAMS)[0]
-    assert "bn up to 64" in why(bn=128)
-    assert "not bn=32, bk=64, warps=4" in why(bk=64)
-    assert "a warp to 8 columns" in why(bn=64, warps=4)
+    assert "takes bk from 128, a warp for 8 columns or fewer, and 2 stages or more" in why(bk=64)
+    assert "not bk=128, warps=4 for bn=64, stages=3" in why(bn=64)
+    assert "warps=8 for bn=128" in why(bn=128, warps=8)
+    assert "stages=1" in why(stages=1)
+    assert why(bn=64, bk=256, warps=8, stages=2) == why(bn=64, warps=8) == ""
+    assert "232448 bytes of shared memory at most, not 245760" in why(bk=256, stages=5)
+    assert "does not take bn=8" in why(bn=8)
     assert "does not take form='rows'" in why(form="rows")
     assert why(bn=16, bk=128, warps=8) == ""
     plain = {key: value for key, value in PARAMS.items() if key != "form"}
     assert "without form=lanes bn is 64 at least" in STRATEGY.reasons_not(problem, GPU, plain)[0]
+    plain |= {"bn": 64, "bk": 128}
+    assert "bk at most, not bn=64, bk=128" in STRATEGY.reasons_not(problem, GPU, plain)[0]
+    by_rows = replace(problem, b="row")
+    assert STRATEGY.reasons_not(by_rows, GPU, plain | {"bk": 64}) == []
+    too_large = plain | {"bn": 256, "bk": 64, "stages": 4}
+    assert "shared memory" in STRATEGY.reasons_not(by_rows, GPU, too_large)[0]
     plain |= {"bn": 64, "bk": 32}
     assert "lies along k; without form=lanes" in STRATEGY.reasons_not(problem, GPU, plain)[0]
 
@@ -245,9 +322,35 @@ def test_what_is_offered_can_run(shape: tuple[int, int, int], b: str) -> None:
         assert STRATEGY.kin(fitted) == STRATEGY.kin(Candidate.of("skinny", **params))
         tiles = -(-max(shape[:2]) // int(params["bn"]))
         assert int(fitted.kwargs["slices"]) * tiles <= max(GPU.units, tiles)
-        memory = (16 + int(params["bn"])) * int(params["bk"]) * 4 * int(params["stages"])
-        assert memory < 227 * 1024
     assert any(params["slices"] == fitted.kwargs["slices"] for params in offered)
+
+
+@pytest.mark.usefixtures("with_gluon")
+def test_slices_fill_a_device_once_or_twice_and_kinds_are_tiles() -> None:
+    problem = contiguous_problem(16, 512, 100000, torch.float32, b="col", device_type="cuda")
+    offered = list(STRATEGY.space(problem, GPU))
+    assert {q["slices"] for q in offered if (q["bn"], q["bk"]) == (32, 256)} == {6, 12}
+    assert all("form" in params for params in offered)
+    assert list(STRATEGY.space(problem, replace(GPU, capability=(10, 0)))) == []
+
+    def fitted(**params: ParamValue) -> ParamValue:
+        return STRATEGY.fitted(Candidate.of("skinny", **params), problem, GPU).kwargs["slices"]
+
+    assert fitted(**PARAMS) == 6
+    assert fitted(bn=128, bk=32, warps=4, stages=4, slices=1) == 50
+
+    def kin(**changed: ParamValue) -> Candidate:
+        return STRATEGY.kin(candidate(**changed))
+
+    assert kin() == kin(stages=6, slices=9)
+    assert len({kin(), kin(bn=16), kin(bk=256), kin(warps=8)}) == 4
+    assert "form" in kin().kwargs
+
+
+def test_the_bound_covers_slices_that_are_rounded_up() -> None:
+    problem = contiguous_problem(16, 64, 514, torch.float32, device_type="cuda")
+    bound = STRATEGY.bound(problem, {**PARAMS, "bk": 256, "slices": 2})
+    assert bound.total >= 512 / 32 + 5 + 1 + 3  # 257 elements, of blocks of 256
 
 
 def test_the_bound_counts_a_lane_s_terms() -> None:

@@ -42,7 +42,7 @@ from autogemm.strategies.emulated_space import (
     space,
     streamed_tile,
 )
-from autogemm.strategies.gluon import reasons_without_gluon
+from autogemm.strategies.hopper import reasons_without_gluon
 
 _LONGEST = 2**25
 """Rows of terms are no longer: offsets within a block of 64 of them fit 32 bits."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from autogemm.device import Device
 from autogemm.problem import Problem
 from autogemm.strategies.base import Params, ParamValue, filling_slices, tile_of, tiles_of
-from autogemm.strategies.gluon import reasons_without_gluon
+from autogemm.strategies.hopper import reasons_without_gluon
 
 SPLIT_FORMS = ("split", "continuous")
 """Both operands are split beforehand."""

@@ -26,13 +26,17 @@ from autogemm.strategies.base import (
     filling_slices,
     one_of,
 )
-from autogemm.strategies.gluon import reasons_without_gluon
+from autogemm.strategies.hopper import reasons_without_gluon
 
 _MOST = 16
 """Rows or columns; with more, arithmetic takes longer than memory."""
 _CHUNK = 128
 """Elements of k whose sum is added to a total (``kernels/skinny_product.py``)."""
-_LANES = 32
+_PARTS = 32
+"""Parts of k that the threads of form ``lanes`` have at least, and seven halvings at most that
+their sums take."""
+_MEMORY = 227 * 1024
+"""Bytes of shared memory that a program can have (compute capability 9.0 and 10.0)."""
 _LANES_TILES = (
     (32, 256, 4, 3),
     (32, 256, 4, 4),
@@ -64,8 +68,8 @@ _LONGEST = 2**26
 _MOST_COLUMNS = 2**30
 """Places are 32-bit."""
 _WAVES = (1, 2, 3, 4)
-"""Programs a multiprocessor that slices of k aim at, in form ``lanes`` the first two: one has
-most of its memory."""
+"""Programs a multiprocessor that slices of k aim at, in form ``lanes`` the first two: of most
+tiles one program has more than half of its memory."""
 
 
 class Skinny(Strategy):
@@ -106,10 +110,15 @@ class Skinny(Strategy):
             ]
         if not {problem.a, problem.b} <= {"row", "col"}:
             return ["operands are not 16-byte aligned with one contiguous extent"]
+        rows = _rows(problem, params)
+        memory = 4 * (rows + int(params["bn"])) * int(params["bk"]) * int(params["stages"])
+        if memory > _MEMORY:
+            return [f"a program has {_MEMORY} bytes of shared memory at most, not {memory}"]
         if "form" in params:
             return _reasons_not_lanes(device, params)
-        if not (int(params["bn"]) >= 64 >= int(params["bk"])):
-            return [f"without form=lanes bn is 64 at least and bk at most, not {_tile(params)}"]
+        bn, bk = int(params["bn"]), int(params["bk"])
+        if not bn >= 64 >= bk:
+            return [f"without form=lanes bn is 64 at least and bk at most, not bn={bn}, bk={bk}"]
         if _lies_along_k(problem):
             # 16 x 4096 x 4096 takes 65 µs so, and 21 in form lanes (H200).
             return [
@@ -127,7 +136,7 @@ class Skinny(Strategy):
                     "slices": slices,
                 }  # fmt: skip
         for rows, bn, bk, warps, stages in () if _lies_along_k(problem) else _TILES:
-            if rows != _rows(problem):
+            if rows != _rows(problem, {}):
                 continue
             for slices in sorted({_slices(problem, device, bn, bk, waves) for waves in _WAVES}):
                 yield {"bn": bn, "bk": bk, "warps": warps, "stages": stages, "slices": slices}
@@ -149,8 +158,8 @@ class Skinny(Strategy):
         # One error a term of a chunk, a chunk of a slice, and a slice; α, β and both their sums.
         slices = int(params["slices"])
         part = -(-problem.k // slices) + int(params["bk"])
-        if "form" in params:  # a lane's terms, which are added by halves, as its warp's sums are
-            terms = -(-part // _LANES) + 2 + _LANES.bit_length() + slices
+        if "form" in params:  # a thread's terms, and halvings
+            terms = -(-part // _PARTS) + 8 + slices
         else:
             terms = _CHUNK + -(-part // _CHUNK) + slices
         return ErrorBound(5.0, precision.growth(problem.dtype, min(terms, problem.k)))
@@ -159,15 +168,14 @@ class Skinny(Strategy):
         from autogemm.kernels.replay import into_new
         from autogemm.kernels.split_product import Tiling
 
-        transposed = _is_transposed(problem)
-        rows = _rows(problem)
         if "form" in params:
             from autogemm.kernels.lanes_product import lanes_product as product
-
-            rows = max(8, rows)
         else:
             from autogemm.kernels.skinny_product import skinny_product as product
-        tiling = Tiling(rows, *_tile(params), int(params["warps"]), int(params["stages"]))
+
+        transposed = _is_transposed(problem)
+        bn, bk, warps, stages = (int(params[name]) for name in ("bn", "bk", "warps", "stages"))
+        tiling = Tiling(_rows(problem, params), bn, bk, warps, stages)
         slices = int(params["slices"])
 
         def write(
@@ -186,17 +194,13 @@ class Skinny(Strategy):
 
 
 def _reasons_not_lanes(device: Device, params: Params) -> list[str]:
-    (bn, bk), warps = _tile(params), int(params["warps"])
-    if bn > 64 or bk < 128 or 8 * warps < bn or 256 * warps > bn * bk:
+    bn, bk, warps, stages = (int(params[name]) for name in ("bn", "bk", "warps", "stages"))
+    if bk < 128 or 8 * warps < bn or stages < 2:
         return [
-            "form lanes takes bn up to 64, bk from 128, and a warp to 8 columns or fewer, not "
-            f"bn={bn}, bk={bk}, warps={warps}"
+            "form=lanes takes bk from 128, a warp for 8 columns or fewer, and 2 stages or more, "
+            f"not bk={bk}, warps={warps} for bn={bn}, stages={stages}"
         ]
     return reasons_without_gluon(device, "lanes")
-
-
-def _tile(params: Params) -> tuple[int, int]:
-    return int(params["bn"]), int(params["bk"])
 
 
 def _lies_along_k(problem: Problem) -> bool:
@@ -209,12 +213,12 @@ def _is_transposed(problem: Problem) -> bool:
     return problem.n < problem.m
 
 
-def _rows(problem: Problem) -> int:
+def _rows(problem: Problem, params: Params) -> int:
     """Of a tile that has all of the few."""
-    return max(4, 1 << (min(problem.m, problem.n) - 1).bit_length())
+    return max(8 if "form" in params else 4, 1 << (min(problem.m, problem.n) - 1).bit_length())
 
 
 def _slices(problem: Problem, device: Device, bn: int, bk: int, waves: int) -> int:
-    rows = _rows(problem)
+    rows = _rows(problem, {})
     tile = (bn, rows) if _is_transposed(problem) else (rows, bn)
     return filling_slices(problem, device, *tile, bk, waves)

@@ -1,4 +1,4 @@
-"""Which devices and versions kernels in Gluon are for."""
+"""Which devices and versions the kernels for Hopper are for, which are written in Gluon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VERSIONS = ("3.6", "3.7", "3.8")
 def reasons_without_gluon(device: Device, form: str) -> list[str]:
     """Why a form that is written in Gluon cannot be had."""
     if device.capability != (9, 0):
-        return [f"form {form!r} is written for the warpgroups of compute capability 9.0"]
+        return [f"form {form!r} is written for compute capability 9.0"]
     version = software_versions(device.type).get("triton", "none")
     if not is_release(version, _VERSIONS):
         written = f"{', '.join(_VERSIONS[:-1])} or {_VERSIONS[-1]}"
