@@ -165,8 +165,47 @@ def test_every_wait_is_needed(name: str, tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.skipif(ON_GPU, reason="the interpreter's kernel alone can be watched")
+@pytest.mark.parametrize(("m", "n"), [(64, 32), (36, 32), (64, 20), (36, 20), (65, 33)])
+def test_ordinary_operands_are_weighed_but_once(
+    m: int, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither are zeros that fill a tile up; and once more what a row of zeros is among."""
+    module = importlib.import_module("interpreted_gluon").interpreted("streamed_product", tmp_path)
+    tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
+    looks: list[int] = []
+    weigh = module.weigh
+    monkeypatch.setattr(module, "weigh", lambda *x: (looks.append(1), weigh(*x))[1])
+
+    def product(A: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(m, n)
+        module.streamed_product(
+            1.0, A, B, 0.0, None, out, terms=2, chunk=64, slices=1,
+            tiling=tiling(64, 32, 32, 4, 2), gain=0.0,
+        )  # fmt: skip
+        return out
+
+    A, B = normal(m, 128), normal(128, n)
+    product(A)
+    assert looks == []
+    A[3] = 0
+    assert (product(A)[3] == 0).all()
+    assert looks != []
+
+
+@pytest.mark.parametrize("which", ["row", "column"])
+def test_the_last_row_and_the_last_column_are_weighed(which: str) -> None:
+    """One element makes the scale of its line alone so coarse that nothing is left of others."""
+    A, B = normal(36, 128), normal(128, 20)
+    if which == "row":
+        A[-1, 3], B[3] = 2.0**60, 0
+    else:
+        A[:, 3], B[3, -1] = 0, 2.0**60
+    check(streamed(chunk=64), A, B)
+
+
 CERTIFICATES = {
-    "the first block's": ("light = weight < (_CERTIFIED + 1.0) * _ROOM", "light = weight < 0.0"),
+    "the first block's": ("(least < (_CERTIFIED + 1.0) * _ROOM)", "(least < 0.0)"),
     "the first block's, where scales grow": ("(unit > first_unit * _ROOM)", "(unit < 0.0)"),
     "the first block's, at a second attempt": ("doubtful = zero + 1", "doubtful = zero"),
     "the whole slice's, where scales differ": ("part * (of_chunk * down)[None, :]", "part"),

@@ -38,6 +38,7 @@ from autogemm.kernels.streamed_steps import (
     fetch_pair,
     half_of_a,
     inside_of,
+    least_weights,
     scale_of_columns,
     weigh,
 )
@@ -122,11 +123,11 @@ def _streamed_kernel(
     arrive(bars, used, STAGES)
     x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
     a_down = scale_of(largest(x, 1))
+    hi, lo = terms_of(x, a_down[:, None])
     doubtful = zero
     if GUARD:
-        weight = weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
-        light = weight < (_CERTIFIED + 1.0) * _ROOM
-        doubtful = any_of(inside_of(m - i0, n - j0, BM, BN, W) & light)
+        least = least_weights(hi, b_hi, used, m - i0, n - j0, STAGES, BM, BN, BK, W)
+        doubtful = gl.max((least < (_CERTIFIED + 1.0) * _ROOM).to(gl.int32), 0)
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
@@ -156,10 +157,10 @@ def _streamed_kernel(
                 )  # fmt: skip
             arrive(bars, used, STAGES)
             x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
+            hi, lo = terms_of(x, a_down[:, None])
         total = gl.zeros([BM, BN], gl.float32, MMA)
         unit = first_unit
         scale = scales
-        hi, lo = terms_of(x, a_down[:, None])
         odd_hi, odd_lo = hi, lo
         for start in range(zero, pairs, chunk_pairs):
             stop = gl.minimum(start + chunk_pairs, pairs)

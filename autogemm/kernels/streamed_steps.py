@@ -99,6 +99,27 @@ def weigh(
 
 
 @gluon.jit
+def least_weights(
+    hi, b_hi, number, rows, cols, STAGES: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    BK: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """Each row's least sum of |hi·hi| over the first half of a pair of blocks, of those there are.
+
+    ``hi`` lies as warpgroups take it, which is how each warp's own products do.
+    """
+    L: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [W, 1], [16, 8])
+    x = gl.abs(gl.convert_layout(hi, gl.DotOperandLayout(0, L, 2)))
+    y = half_of_b(b_hi, number, 0, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
+    weight = mma_v2(x, gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
+    if cols < BN:
+        q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
+        weight = gl.where((q < cols)[None, :], weight, float("inf"))
+    least = gl.min(weight, 1)
+    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
+    return gl.where(r < rows, least, float("inf"))
+
+
+@gluon.jit
 def above_zero(scale):
     """1 in place of 0, whose inverse nothing is multiplied by."""
     return gl.where(scale > 0, scale, 1.0)
