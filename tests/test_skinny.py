@@ -6,6 +6,7 @@ Its kernel runs on a GPU as it is, elsewhere in Triton's interpreter, as ``test_
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from autogemm.grading.oracle import Truth
 from autogemm.precision import Tolerance
 from autogemm.problem import contiguous_problem
 from autogemm.strategies import BY_NAME, Candidate
-from autogemm.strategies.base import ParamValue
+from autogemm.strategies.base import Params, ParamValue
 
 skinny_products = importlib.import_module("autogemm.kernels.skinny_product")
 Tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
@@ -102,11 +103,14 @@ def test_the_bound_is_kept_on_hostile_operands(name: str, transposed: bool) -> N
         assert serve(candidate(slices=slices), 1.5, A, B, 0.5, C.clone(), "C", truth)
 
 
-@pytest.mark.parametrize("value", [torch.inf, torch.nan, 3e38])
-def test_a_bad_element_reaches_its_row_and_no_other(value: float) -> None:
-    m, n, k = 12, 72, 100
-    for at in ((0, 0), (5, k - 1), (m - 1, 33)):
-        A, B = normal(m, k), normal(k, n)
+def check_bad_elements(
+    product: Callable[..., torch.Tensor], value: float, k: int, b: str, params: Params
+) -> None:
+    """One reaches its row and no other, of sums in two slices."""
+    m, n = 12, 72
+    bound = STRATEGY.bound(contiguous_problem(m, n, k, torch.float32), params)
+    for at in ((0, 0), (5, k - 1), (m - 1, k // 3)):
+        A, B = normal(m, k), LAYOUTS[b](normal(k, n))
         good = product(1.0, A, B, 0.0, None, normal(m, n), slices=2)
         A[at] = value
         B[at[1], 3] = 0.0
@@ -114,8 +118,12 @@ def test_a_bad_element_reaches_its_row_and_no_other(value: float) -> None:
         others = torch.arange(m) != at[0]
         same = torch.arange(n, device=PLACE) != 3
         assert torch.equal(bad[others][:, same], good[others][:, same])
-        truth = Truth(1.0, A.cpu(), B.cpu(), 0.0, None)
-        truth.check(bad.cpu(), STRATEGY.bound(contiguous_problem(m, n, k, torch.float32), PARAMS))
+        Truth(1.0, A.cpu(), B.cpu(), 0.0, None).check(bad.cpu(), bound)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 3e38])
+def test_a_bad_element_reaches_its_row_and_no_other(value: float) -> None:
+    check_bad_elements(product, value, 100, "row", PARAMS)
 
 
 # ----------------------------------------------------------------------------- the strategy

@@ -13,6 +13,7 @@ import torch
 from gluon_stand_in import fixture_for
 from invented import GPU
 from test_kernels import LAYOUTS, PLACE, gpu_problem, here, normal, serve
+from test_skinny import check_bad_elements, integers
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
 from autogemm.grading.oracle import Truth
@@ -56,19 +57,15 @@ def product(
     return out
 
 
-def integers(rows: int, cols: int, by: str = "n") -> torch.Tensor:
-    """Whole numbers from -8 to 8: their products and sums are exact in float32."""
-    found = (normal(rows, cols) * 3).round().clamp(-8, 8)
-    return found.t().contiguous().t() if by == "t" else found
-
-
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 def test_all_rows_columns_and_parts_are_added(layout: str, tile: tuple[int, int, int, int]) -> None:
     for (m, n, k), slices in itertools.product(SHAPES, (1, 3)):
-        A, B, C = integers(m, k, layout[0]), integers(k, n, layout[1]), integers(m, n)
-        if A.stride(1) != 1:  # columns at multiples of 16 bytes, maybe without a gap
+        A, B, C = integers(m, k), integers(k, n), integers(m, n)
+        if layout[0] == "t":  # columns at multiples of 16 bytes, maybe without a gap
             A = integers(k, -(-m // 4) * 4)[:, :m].t()
+        if layout[1] == "t":
+            B = integers(n, k).t()
         exact = 0.75 * (A.double() @ B.double()) + 0.5 * C.double()
         out = torch.full_like(C, torch.nan)
         product(0.75, A, B, 0.5, C, out, slices=slices, tile=tile)
@@ -95,7 +92,7 @@ def test_columns_that_follow_without_a_gap_are_brought_several_at_a_time(
 @pytest.mark.parametrize("slices", [1, 3])
 def test_results_lie_as_they_like(out: str, slices: int) -> None:
     m, n, k = 12, 72, 524
-    A, B, C = integers(m, k), integers(k, n, "t"), integers(m, n)
+    A, B, C = integers(m, k), integers(n, k).t(), integers(m, n)
     exact = -1.5 * (A.double() @ B.double()) + 2 * C.double()
     where = LAYOUTS[out](C.clone())
     assert torch.equal(product(-1.5, A, B, 2.0, where, where, slices=slices), exact.float())
@@ -168,18 +165,7 @@ def test_the_bound_is_kept_on_hostile_operands(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 3e38])
 def test_a_bad_element_reaches_its_row_and_no_other(value: float) -> None:
-    m, n, k = 12, 72, 260
-    for at in ((0, 0), (5, k - 1), (m - 1, 133)):
-        A, B = normal(m, k), normal(n, k).t()
-        good = product(1.0, A, B, 0.0, None, normal(m, n), slices=2)
-        A[at] = value
-        B[at[1], 3] = 0.0
-        bad = product(1.0, A, B, 0.0, None, normal(m, n), slices=2)
-        others = torch.arange(m) != at[0]
-        same = torch.arange(n, device=PLACE) != 3
-        assert torch.equal(bad[others][:, same], good[others][:, same])
-        truth = Truth(1.0, A.cpu(), B.cpu(), 0.0, None)
-        truth.check(bad.cpu(), STRATEGY.bound(contiguous_problem(m, n, k, torch.float32), PARAMS))
+    check_bad_elements(product, value, 260, "col", PARAMS)
 
 
 def test_a_lane_adds_its_own_elements_alone() -> None:

@@ -13,7 +13,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     mma_v2,
 )
 
@@ -28,8 +27,10 @@ from autogemm.kernels.warpgroups import (
     any_of,
     arrive,
     barrier,
+    barriers_of,
     by_tma,
     described_terms,
+    in_fours,
     origin,
     settle,
     store,
@@ -143,9 +144,7 @@ def _continuous_kernel(
     LS: gl.constexpr = by_tma(BK, 16, 3)
     a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], LS)
     b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], LS)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for s in gl.static_range(STAGES):
-        mbarrier.init(bars.index(s), count=1)
+    bars = barriers_of(STAGES)
     fence_async_shared()
     barrier()
     for s in gl.static_range(STAGES - 1):
@@ -202,11 +201,7 @@ def _continuous_kernel(
             # NaN: two infinities met, for which lo·lo would have been needed, or sums that what
             # was lost made infinite, or it is one.
             wrong = any_of((total != total) & (both | (need > _OVERFLOWS)))
-    if ROWS == 2:
-        if OUT_T:
-            m = m // 4 * 4
-        else:
-            n = n // 4 * 4
+    m, n = in_fours(m, n, ROWS, OUT_T)
     if not BATCHED:
         out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:

@@ -11,11 +11,7 @@ from __future__ import annotations
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from autogemm.kernels.epilogue import rows_of
@@ -25,9 +21,12 @@ from autogemm.kernels.split_product import Tiling
 from autogemm.kernels.warpgroups import (
     arrive,
     barrier,
+    barriers_of,
+    bring,
     by_tma,
     described_rows,
     described_tiles,
+    in_fours,
     is_turned,
     store,
     written_to,
@@ -126,16 +125,8 @@ def _fetch(
     stage = number % STAGES
     bar = bars.index(stage)
     mbarrier.expect(bar, BYTES, pred=wanted)
-    if B_T:
-        tma.async_copy_global_to_shared(b, [j0, at], bar, b_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(b, [at, j0], bar, b_s.index(stage), pred=wanted)
-    zero = j0 * 0
-    if A_T:
-        where = at // AT_ONCE
-        tma.async_copy_global_to_shared(a, [where, zero], bar, a_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(a, [zero, at], bar, a_s.index(stage), pred=wanted)
+    bring(b, j0, at, bar, b_s.index(stage), wanted, not B_T)
+    bring(a, j0 * 0, at // AT_ONCE, bar, a_s.index(stage), wanted, A_T)
 
 
 @gluon.jit
@@ -198,9 +189,7 @@ def _lanes_kernel(
     blocks = (gl.minimum(slice_k, k - first) + BK - 1) // BK
     a_s = gl.allocate_shared_memory(gl.float32, [STAGES, A_LINES, A_LINE], by_tma(A_LINE, 32))
     b_s = gl.allocate_shared_memory(gl.float32, [STAGES, B_LINES, B_LINE], by_tma(B_LINE, 32))
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for s in gl.static_range(STAGES):
-        mbarrier.init(bars.index(s), count=1)
+    bars = barriers_of(STAGES)
     fence_async_shared()
     barrier()
     for s in gl.static_range(STAGES - 1):
@@ -223,11 +212,7 @@ def _lanes_kernel(
         sums = _add_block(x, y, sums, A_T, B_T, AT_ONCE, BM, BN, BK, W)
     barrier()  # sums pass through the memory of blocks
     total = _sum_of_parts(sums, B_T, BM, BN, W)
-    if ROWS == 2:  # for where a slice begins; as ``store`` has it
-        if OUT_T:
-            m = m // 4 * 4
-        else:
-            n = n // 4 * 4
+    m, n = in_fours(m, n, ROWS, OUT_T)
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     store(
         total, c, out, j0 * 0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,

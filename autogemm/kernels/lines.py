@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from autogemm.kernels.warpgroups import arrive, barrier, in_registers
+from autogemm.kernels.warpgroups import arrive, barrier, bring, in_registers
 
 _AT_ONCE = gl.constexpr(16)
 """Columns of a tile that are read at a time; no tile has fewer."""
@@ -74,10 +74,7 @@ def _bring(
     stage = number % STAGES
     bar = bars.index(stage)
     mbarrier.expect(bar, BYTES, pred=wanted)
-    if K_FIRST:
-        tma.async_copy_global_to_shared(tiles, [at, j0], bar, tiles_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(tiles, [j0, at], bar, tiles_s.index(stage), pred=wanted)
+    bring(tiles, j0, at, bar, tiles_s.index(stage), wanted, K_FIRST)
 
 
 @gluon.jit

@@ -14,7 +14,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
@@ -46,9 +45,11 @@ from autogemm.kernels.warpgroups import (
     any_of,
     arrive,
     barrier,
+    barriers_of,
     by_tma,
     described_rows,
     described_tiles,
+    in_fours,
     inverse,
     is_turned,
     largest,
@@ -102,9 +103,7 @@ def _streamed_kernel(
         b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
     else:
         b_lo = b_hi
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for s in gl.static_range(STAGES):
-        mbarrier.init(bars.index(s), count=1)
+    bars = barriers_of(STAGES)
     fence_async_shared()
     barrier()
 
@@ -216,11 +215,7 @@ def _streamed_kernel(
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
     b_up = gl.convert_layout(above_zero(unit), gl.SliceLayout(0, MMA))[None, :]
     total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
-    if ROWS == 2:
-        if OUT_T:
-            m = m // 4 * 4
-        else:
-            n = n // 4 * 4
+    m, n = in_fours(m, n, ROWS, OUT_T)
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
         store(

@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
 )
 
-from autogemm.kernels.warpgroups import absolute, weighing
+from autogemm.kernels.warpgroups import absolute, bring, weighing
 
 
 @gluon.jit
@@ -23,10 +23,7 @@ def fetch_pair(
     stage = number % STAGES
     bar = bars.index(stage)
     mbarrier.expect(bar, BYTES, pred=wanted)
-    if A_T:
-        tma.async_copy_global_to_shared(a, [at, i0], bar, a_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(a, [i0, at], bar, a_s.index(stage), pred=wanted)
+    bring(a, i0, at, bar, a_s.index(stage), wanted, A_T)
     tma.async_copy_global_to_shared(b, [j0, at], bar, b_hi.index(stage), pred=wanted)
     if TERMS == 2:
         tma.async_copy_global_to_shared(b, [n + j0, at], bar, b_lo.index(stage), pred=wanted)

@@ -15,7 +15,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
@@ -39,8 +38,10 @@ from autogemm.kernels.tandem_steps import (
 from autogemm.kernels.warpgroups import (
     any_of,
     barrier,
+    barriers_of,
     by_tma,
     described_tiles,
+    in_fours,
     in_registers,
     in_shared,
     inverse,
@@ -106,15 +107,10 @@ def _tandem_kernel(
     else:
         b_lo = b_hi
         odd_b_lo = odd_b_hi
-    a_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    b_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    odd_a_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    odd_b_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for s in gl.static_range(STAGES):
-        mbarrier.init(a_bars.index(s), count=1)
-        mbarrier.init(b_bars.index(s), count=1)
-        mbarrier.init(odd_a_bars.index(s), count=1)
-        mbarrier.init(odd_b_bars.index(s), count=1)
+    a_bars = barriers_of(STAGES)
+    b_bars = barriers_of(STAGES)
+    odd_a_bars = barriers_of(STAGES)
+    odd_b_bars = barriers_of(STAGES)
     fence_async_shared()
     barrier()
     even = (a_s, b_s, a_bars, b_bars, b_hi, b_lo)
@@ -216,11 +212,7 @@ def _tandem_kernel(
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
     b_up = gl.convert_layout(inverse(b_down), gl.SliceLayout(0, MMA))[None, :]
     total = total * gl.minimum(a_up, b_up) * gl.maximum(a_up, b_up)
-    if ROWS == 2:
-        if OUT_T:
-            m = m // 4 * 4
-        else:
-            n = n // 4 * 4
+    m, n = in_fours(m, n, ROWS, OUT_T)
     out += slice_.to(gl.int64) * m * n  # one matrix a slice
     if not SHARED:
         store(

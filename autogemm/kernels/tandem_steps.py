@@ -11,13 +11,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.warpgroups import absolute, arrive, barrier, terms_of
+from autogemm.kernels.warpgroups import absolute, arrive, barrier, bring, terms_of
 
 BLOCK = gl.constexpr(32)
 """Elements of k in a block: eight to each of the four threads that share a row of A."""
@@ -62,14 +61,8 @@ def fetch(
     b_bar = b_bars.index(stage)
     mbarrier.expect(a_bar, BM * BLOCK * 4, pred=wanted)
     mbarrier.expect(b_bar, BN * BLOCK * 4, pred=wanted)
-    if A_T:
-        tma.async_copy_global_to_shared(a, [at, i0], a_bar, a_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(a, [i0, at], a_bar, a_s.index(stage), pred=wanted)
-    if B_T:
-        tma.async_copy_global_to_shared(b, [j0, at], b_bar, b_s.index(stage), pred=wanted)
-    else:
-        tma.async_copy_global_to_shared(b, [at, j0], b_bar, b_s.index(stage), pred=wanted)
+    bring(a, i0, at, a_bar, a_s.index(stage), wanted, A_T)
+    bring(b, j0, at, b_bar, b_s.index(stage), wanted, not B_T)
 
 
 @gluon.jit

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from autogemm.kernels.launch import REMEMBERED, ceil_div
@@ -112,9 +112,42 @@ def terms_of(x, down):
 
 
 @gluon.jit
+def barriers_of(STAGES: gl.constexpr):
+    """A barrier a stage, for copies; the accelerator and other threads are yet to know of them."""
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(STAGES):
+        mbarrier.init(bars.index(s), count=1)
+    return bars
+
+
+@gluon.jit
+def bring(x, line, at, bar, tile, wanted, K_FIRST: gl.constexpr):
+    """Start to bring the tile of x at ``line`` and at ``at`` of k. K_FIRST: x is described by k."""
+    if K_FIRST:
+        tma.async_copy_global_to_shared(x, [at, line], bar, tile, pred=wanted)
+    else:
+        tma.async_copy_global_to_shared(x, [line, at], bar, tile, pred=wanted)
+
+
+@gluon.jit
 def arrive(bars, number, STAGES: gl.constexpr):
     """Wait until the copies of number ``number`` of all are there."""
     mbarrier.wait(bars.index(number % STAGES), (number // STAGES) & 1)
+
+
+@gluon.jit
+def in_fours(m, n, ROWS: gl.constexpr, OUT_T: gl.constexpr):
+    """m and n, that along which a result is written in fours as a multiple of them.
+
+    ROWS and OUT_T as ``store`` has them: only so does Triton take note; hints on arguments are
+    dropped.
+    """
+    if ROWS == 2:
+        if OUT_T:
+            m = m // 4 * 4
+        else:
+            n = n // 4 * 4
+    return m, n
 
 
 @gluon.jit
