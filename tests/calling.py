@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,25 @@ def serve(directory: Path, candidate: Candidate, problem_dtype: torch.dtype, *sh
         entries.append(always(candidate, problem))
     write_for_this_cpu(directory, *entries)
     autogemm.reload_tables()
+
+
+def has_bfloat16_passes() -> bool:
+    """Whether torch multiplies float32 operands as bfloat16 on this CPU when it is told to.
+
+    For a test that puts torch's settings back.
+    """
+    A, B, _ = operands(64, 48, 96)
+    results = []
+    for setting in ("ieee", "bf16"):
+        torch.backends.mkldnn.matmul.fp32_precision = setting
+        results.append(A @ B)
+    return not torch.equal(*results)
+
+
+def python_path(*first: Path) -> str:
+    """For a process of its own: these places, then whatever this one was given."""
+    given = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, first), *([given] if given else [])])
 
 
 def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from calling import python_path
 
 import autogemm
 
@@ -99,12 +100,11 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path, script: str, **environment: str) -> subprocess.Popen[str]:
     """Start a script; it does not stand behind ``if __name__ == "__main__"``, as users' do not."""
     (folder / "script.py").write_text(HEAD + textwrap.dedent(script))
-    places = (folder / "site", ROOT, ROOT / "tests")
     return subprocess.Popen(
         [sys.executable, str(folder / "script.py")], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={
-            **os.environ, "PYTHONPATH": os.pathsep.join(map(str, places)),
+            **os.environ, "PYTHONPATH": python_path(folder / "site", ROOT, ROOT / "tests"),
             "KERNELS": str(folder / "kernels"), **environment,
         },
     )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from calling import python_path
 from invented import BF16, CPU, GPU, TF32, always, choice, entry, evidence, row, write_for_this_cpu
 from stress import threads, up_to
 
@@ -296,7 +297,9 @@ def test_equal_inputs_give_equal_bits_in_every_call_and_process(tables: Path) ->
     problem = contiguous_problem(64, 64, 4000, torch.float32, device_type="cpu")
     split = Candidate.of("ksplit", form="batched", chunks=8)
     write_for_this_cpu(tables, always(split, problem))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AUTOGEMM_TUNING_DB": str(tables)}
+    environment = {
+        **os.environ, "PYTHONPATH": python_path(ROOT), "AUTOGEMM_TUNING_DB": str(tables)
+    }  # fmt: skip
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", DIGESTS], env=environment, text=True,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from calling import python_path
 from invented import GPU
 
 import autogemm
@@ -408,7 +409,7 @@ def test_import_and_questions_load_neither_quack_nor_the_dsl() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120,
-        env={"PYTHONPATH": str(Path(autogemm.__file__).parents[1]), "PATH": ""},
+        env={"PYTHONPATH": python_path(Path(autogemm.__file__).parents[1]), "PATH": ""},
     )  # fmt: skip
     assert done.stdout.strip() == "set()"
 

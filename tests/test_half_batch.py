@@ -205,6 +205,16 @@ def batch_of(**changed: object) -> Problem:
     return replace(problem, **changed)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("stride", [(1, 1, 1), (8, 1, 1), (0, 1, 1), (3, 1, 7), (3, 7, 1)])
+def test_strides_of_single_elements_mean_nothing(stride: tuple[int, int, int]) -> None:
+    """Columns of them seem contiguous either way round."""
+    x = torch.arange(40.0, dtype=torch.float16, device=PLACE).as_strided((5, 1, 1), stride)
+    made = half_batches.aligned(x)
+    assert torch.equal(made[:, :1, :1], x)
+    assert not made[:, 1:, :].any()
+    assert not made[:, :, 1:].any()
+
+
 def test_batches_of_aligned_matrices_are_served() -> None:
     for layouts in ({}, {"a": "col"}, {"b": "col"}, {"out": "col"}, {"out": "strided"}):
         for update in ("none", "add", "bias", "inplace"):

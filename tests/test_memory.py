@@ -35,7 +35,7 @@ def test_every_cache_of_the_package_has_a_bound_or_a_reason() -> None:
     unbounded = {
         f"{module.__name__}.{name}"
         for module in list(sys.modules.values())
-        if module.__name__.startswith("autogemm")
+        if getattr(module, "__name__", "").startswith("autogemm")
         for name, value in vars(module).items()
         if isinstance(value, functools._lru_cache_wrapper)
         and value.cache_parameters()["maxsize"] is None

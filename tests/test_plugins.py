@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calling import python_path
 
 import autogemm
 from autogemm.device import device_of
@@ -212,8 +213,8 @@ for line in autogemm.doctor("cpu").section("strategies"):
 def session(site: Path, directory: Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=300,
-        env={"PYTHONPATH": f"{site}:{ROOT}", "PATH": "", "AUTOGEMM_TUNING_DB": str(directory),
-             "HOME": str(directory), **environment},
+        env={"PYTHONPATH": python_path(site, ROOT), "PATH": "", "HOME": str(directory),
+             "AUTOGEMM_TUNING_DB": str(directory), **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -265,7 +266,7 @@ def test_a_table_that_chose_a_plugin_is_followed_while_it_is_there(tmp_path: Pat
     install(site, "loaded_plugin", WORKING.format(name="widened"))
     subprocess.run(
         [sys.executable, "-c", CHOOSE, str(ROOT / "tests"), str(tables)], check=True, timeout=300,
-        env={"PYTHONPATH": f"{site}:{ROOT}", "PATH": ""},
+        env={"PYTHONPATH": python_path(site, ROOT), "PATH": ""},
     )  # fmt: skip
     assert "runs widened" in session(site, tables)
     absent = session(tmp_path, tables)
@@ -283,7 +284,7 @@ def test_a_plugin_that_multiplies_while_it_is_imported_does_not_hide_what_tables
     install(site, "loaded_plugin", early + WORKING.format(name="widened"))
     subprocess.run(
         [sys.executable, "-c", CHOOSE, str(ROOT / "tests"), str(tables)], check=True, timeout=300,
-        env={"PYTHONPATH": f"{site}:{ROOT}", "PATH": ""},
+        env={"PYTHONPATH": python_path(site, ROOT), "PATH": ""},
     )  # fmt: skip
     assert "runs widened" in session(site, tables)
 
@@ -299,6 +300,6 @@ def test_what_a_plugin_raises_when_it_is_asked_is_a_line_of_the_explanation(
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
-        env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", "HOME": str(tmp_path)},
+        env={"PYTHONPATH": python_path(tmp_path, ROOT), "PATH": "", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert "  widened: loaded_plugin 1.0 raised KeyError: 'no space'" in done.stdout, done.stderr

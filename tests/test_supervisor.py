@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from calling import python_path
 
 import autogemm
 from autogemm import supervisor
@@ -228,8 +229,7 @@ def test_a_candidate_that_crashes_or_hangs_its_process_is_recorded_and_the_run_e
                 measure.Workbench.judge = fatal
         """)
     )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    code, out, err = machine.run("--again", PYTHONPATH=path)
+    code, out, err = machine.run("--again", PYTHONPATH=python_path(tmp_path, ROOT))
     assert code == 0, err
     assert (out + err).count("died with exit code 9") == 2
     (entry,) = machine.table().entries.values()
@@ -438,7 +438,7 @@ def test_ctrl_c_while_torch_is_imported_ends_a_script_silently(script: str, tmp_
     (tmp_path / "torch.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(600)\n")
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / script)],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True,
+        env={**os.environ, "PYTHONPATH": python_path(tmp_path)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip

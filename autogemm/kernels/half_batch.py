@@ -142,8 +142,11 @@ def aligned(x: torch.Tensor) -> torch.Tensor:
     x has one contiguous extent. Matrices that follow each other evenly are copied by one launch;
     of one that serves all of the batch there is one copy.
     """
-    if not is_row_major(x):
-        return aligned(x.mT).mT
+    return _aligned(x) if is_row_major(x) else _aligned(x.mT).mT
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """That of a batch whose matrices have contiguous rows."""
     (batch, rows, cols), (step, pitch, _) = x.shape, x.stride()
     if x.data_ptr() % 16 == step % _ALIGNED == 0 and (pitch % _ALIGNED == 0 or rows == 1):
         return x
