@@ -22,7 +22,9 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
 KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
-SHARED_NAMES = ("warpgroups", "lines", "continuous_steps", "tandem_steps", "streamed_steps")
+SHARED_NAMES = (
+    "checks", "warpgroups", "lines", "continuous_steps", "tandem_steps", "streamed_steps",
+)  # fmt: skip
 """The modules whose functions the kernels import, each behind those that it imports."""
 
 

@@ -1,6 +1,6 @@
 """What one bad element spoils, a row or a column of a tile, is computed by itself.
 
-On a GPU as it is, elsewhere in Triton's interpreter, in Gluon by ``interpreted_gluon``; there an
+On a GPU as it is, elsewhere in Triton's interpreter, Gluon by ``interpreted_gluon``; there an
 alarm goes off where a tile is multiplied twice, or computed again as a whole.
 """
 
@@ -22,6 +22,9 @@ from test_tandem import tandem
 from autogemm.grading.oracle import Truth
 from autogemm.strategies import Candidate
 
+fused = importlib.import_module("autogemm.kernels.fused_product")
+settle = importlib.import_module("autogemm.kernels.settle")
+SAFE_SCALES = fused._safe_scales
 errors = importlib.import_module("triton.runtime.errors")
 
 pytestmark = marks_for(tandem())
@@ -29,9 +32,13 @@ pytestmark = marks_for(tandem())
 M, N, K = 68, 20, 244
 """Two rows of tiles and four slices (two of one form), the last of each cut short."""
 SLICED = 4
-FORMS = {"tandem": tandem(), "streamed": streamed(64, 32)}
-OTHERS = {
+FORMS = {
+    "tandem": tandem(),
+    "streamed": streamed(64, 32),
     "fused": emulated("fused", "fp16x3"),
+    "fused, one term": emulated("fused", "fp16", 64, 32, chunk=64),
+}
+OTHERS = {
     "tandem, one term": tandem(64, 128, 4, 1, method="fp16", chunk=512),
     "streamed, one term": streamed(64, 16, 64, method="fp16", chunk=128),
 }
@@ -67,6 +74,9 @@ def alarms(kernels: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in kernels.values():
         monkeypatch.setattr(module.settle, "again", alarm)
         monkeypatch.setitem(module.settle.__wrapped__.__globals__, "ieee_tile", alarm)
+    if not ON_GPU:
+        monkeypatch.setattr(fused, "_safe_scales", alarm)
+        monkeypatch.setattr(settle, "ieee_tile", alarm)
 
 
 def of(form: str, slices: int) -> Candidate:
@@ -309,6 +319,7 @@ def test_more_than_a_line_is_scaled_again_rather(
         check(of(form, 1), A, B)
     for module in kernels.values():
         monkeypatch.setattr(module.settle, "again", lambda zero: zero + 1)
+    monkeypatch.setattr(fused, "_safe_scales", SAFE_SCALES)
     check(of(form, 1), A, B)
 
 

@@ -127,7 +127,7 @@ def test_every_wait_is_needed(name: str, tmp_path: Path) -> None:
 
 
 CERTIFICATES = {
-    "the first block's": ("weight < _CERTIFIED + 1.0", "weight < 0.0"),
+    "the first block's": ("least < _CERTIFIED + 1.0", "least < 0.0"),
     "the first block's, at a second attempt": ("doubtful = zero + 1", "doubtful = zero"),
     "the whole slice's": ("(weight < enough)", "(weight < 0.0)"),
 }  # fmt: skip

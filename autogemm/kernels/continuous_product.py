@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mma_v2,
 )
 
+from autogemm.kernels.checks import any_of
 from autogemm.kernels.continuous_steps import fetch, sum_of_chunk, terms_in
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
@@ -24,7 +25,6 @@ from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import Split, count_of
 from autogemm.kernels.split_product import CERTIFIED, Tiling
 from autogemm.kernels.warpgroups import (
-    any_of,
     arrive,
     barrier,
     barriers_of,

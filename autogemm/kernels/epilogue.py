@@ -21,7 +21,7 @@ _AT_ONCE = tl.constexpr(32)
 @triton.jit
 def ieee_tile(
     a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM: tl.constexpr,
-    BN: tl.constexpr,
+    BN: tl.constexpr, STAGES: tl.constexpr = 1,
 ):  # fmt: skip
     """The tile's products over k in [first, last), by IEEE float32 arithmetic.
 
@@ -35,7 +35,7 @@ def ieee_tile(
     for start in range(first, last, chunk):
         part = tl.zeros((BM, BN), dtype=tl.float32)
         end = tl.minimum(start + chunk, last)
-        for block in tl.range(start, end, _IEEE_BLOCK, num_stages=1):
+        for block in tl.range(start, end, _IEEE_BLOCK, num_stages=STAGES):
             at = block + kk
             x = tl.load(
                 a + i[:, None] * a_row + at[None, :] * a_k,

@@ -21,11 +21,12 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import ieee_blocks, ieee_tile, rows_of, store_both
+from autogemm.kernels.epilogue import rows_of, store_both
 from autogemm.kernels.launch import ceil_div, launch, registers_for_two
 from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import finish, target_of
+from autogemm.kernels.settle import mark, settle
 from autogemm.kernels.split import LOWEST_EXPONENT
 from autogemm.kernels.split_product import Tiling
 
@@ -36,9 +37,6 @@ _CERTIFIED = tl.constexpr(2.0**19)
 units of the result's own bound: k·2⁻²⁵·(2¹⁶ + 2¹⁶) ≤ (k/8)·2⁻²⁴·2¹⁹. The first block of
 normally distributed operands has some 2²⁴."""
 _SMALLEST_HALF = tl.constexpr(2.0**-24)
-_ROOMY = tl.constexpr(64 * 64)
-"""Elements of a tile that leaves registers free, so that ``ieee_blocks`` costs nothing where it
-does not run; with 64 x 128 an H200 takes 1.6 to 2.8 % longer for ordinary operands."""
 
 
 @triton.jit
@@ -65,6 +63,34 @@ def _largest(x, axis: tl.constexpr):
 def _absolute(x, down):
     """|hi|, 0 for nothing but zeros, so that a sum of 0 proves that all products are."""
     return tl.where(x != 0, tl.maximum(tl.abs(x * down), _SMALLEST_HALF), 0.0).to(tl.float16)
+
+
+@triton.jit
+def _within(rows, cols, BM: tl.constexpr, BN: tl.constexpr):
+    """Which elements there are of a tile of which so many rows and columns are in the matrix."""
+    return (tl.arange(0, BM) < rows)[:, None] & (tl.arange(0, BN) < cols)[None, :]
+
+
+@triton.jit
+def _least_of(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
+    """The least element of those there are. Of a whole tile none is asked whether it is one."""
+    if cols < BN:
+        x = tl.where((tl.arange(0, BN) < cols)[None, :], x, float("inf"))
+    return tl.min(tl.where(tl.arange(0, BM) < rows, tl.min(x, 1), float("inf")), 0)
+
+
+@triton.jit
+def _number_of_bad(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
+    """How many elements of a tile are inf or NaN."""
+    sums = tl.sum(tl.sum(x * 0.0, 1), 0)  # NaN where one is: all that ordinary tiles take
+    number = rows * 0
+    if sums != sums:
+        # 0, no sum being a signalling NaN: were it known, masks would be made for every tile.
+        nothing = (sums.to(tl.int32, bitcast=True) == 0x7F800001).to(tl.int32)
+        bad = (tl.abs(x) < float("inf")) == 0
+        bad &= _within(rows + nothing, cols + nothing, BM, BN)
+        number = tl.sum(tl.sum(bad.to(tl.int32), 1), 0)
+    return number
 
 
 @triton.jit
@@ -104,22 +130,20 @@ def compute_tile(
     STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Write the tile at i0, j0 of the products over k in [first, last): all that a program does."""
-    SMALL: tl.constexpr = BM * BN <= _ROOMY
-    # As one bad element spoils: IEEE arithmetic then takes no longer than lower scales, which may
-    # not help. Of operands that lie otherwise it takes three times as long.
-    FEW: tl.constexpr = max(BM, BN) if SMALL and not A_T and not B_T else 0
+    # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
+    LINE: tl.constexpr = max(BM, BN) if GUARD and not SHARED else 0
     x, y = load_either(a_tiles, b_tiles, a_z, b_z, i0, j0, first, A_T, B_T)
     a_down = _scale(_largest(x, 1))
     b_down = _scale(_largest(y, 0))
-    inside = (tl.arange(0, BM) < m - i0)[:, None] & (tl.arange(0, BN) < n - j0)[None, :]
     doubtful = 0
     if GUARD:
         weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]))
-        doubtful = tl.max(tl.max((inside & (weight < _CERTIFIED + 1.0)).to(tl.int32), 1), 0)
+        least = _least_of(weight, m - i0, n - j0, BM, BN)
+        doubtful = (least < _CERTIFIED + 1.0).to(tl.int32)
     total = tl.zeros((BM, BN), dtype=tl.float32)
     attempts = 0
     wrong = BM * BN
-    while (wrong > FEW) & (attempts < 2):
+    while (wrong > LINE) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
             a_down, b_down = _safe_scales(
                 a_tiles, b_tiles, a_z, b_z, i0, j0, first, last, A_T, B_T, BK
@@ -147,11 +171,10 @@ def compute_tile(
                 in_chunk = 0
         total += part * (1.0 + gain * in_chunk)
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        finite = tl.abs(total) < float("inf")
-        wrong = tl.sum(tl.sum((inside & (finite == 0)).to(tl.int32), 1), 0)
+        wrong = _number_of_bad(total, m - i0, n - j0, BM, BN)
         attempts += 1
     if doubtful > 0:
-        light = inside & (tl.abs(total) < _CERTIFIED)
+        light = (tl.abs(total) < _CERTIFIED) & _within(m - i0, n - j0, BM, BN)
         doubtful = tl.max(tl.max(light.to(tl.int32), 1), 0)
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = _inverse(a_down)
@@ -169,39 +192,30 @@ def compute_tile(
             GRAM, BM, BN,
         )  # fmt: skip
     if GUARD:
-        if (doubtful > 0) & (wrong == 0):
+        if (doubtful > 0) & (wrong <= LINE):
             weight = _weight(
                 a_tiles, b_tiles, a_z, b_z, a_down, b_down, i0, j0, first, last, A_T, B_T, BM, BN,
                 BK,
             )  # fmt: skip
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + (last - first) * 0.0078125
-            light = inside & (weight < enough) & (weight != 0)
-            wrong = tl.max(tl.max(light.to(tl.int32), 1), 0)
+            light = _within(m - i0, n - j0, BM, BN) & (weight < enough) & (weight != 0)
+            wrong = tl.maximum(wrong, tl.sum(tl.sum(light.to(tl.int32), 1), 0))
+            if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
+                if wrong <= LINE:
+                    mark(light, out, i0, j0, out_row, out_col, BM, BN)
         if wrong > 0:
-            tl.debug_barrier()  # whichever thread stored an element is to have done so
-            if SMALL and not (A_T and B_T):
-                again = ieee_blocks(
-                    a_tiles, b_tiles, a_z, b_z, i0, j0, first, last, chunk_blocks, A_T, B_T, BM,
-                    BN, BK, STAGES,
-                )  # fmt: skip
-            else:
-                again = ieee_tile(
-                    a, b, i0, j0, m, n, first, last, chunk_blocks * BK // 2, a_row, a_k, b_row,
-                    b_k, BM, BN,
-                )  # fmt: skip
-            if SHARED:
-                total = again
-            else:
-                store_both(
-                    again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta,
-                    HAS_C, ROWS, GRAM, BM, BN,
-                )  # fmt: skip
-    if SHARED:
-        store_both(
-            total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
-            GRAM, BM, BN,
-        )  # fmt: skip
+            settle(
+                a, b, c, out, wrong, i0, j0, m, n, first, last, chunk_blocks * BK // 2, a_row, a_k,
+                b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, A_T, B_T,
+                GRAM, LINE, BM, BN,
+            )  # fmt: skip
+    if SHARED:  # noqa: SIM102
+        if (wrong == 0) or not GUARD:
+            store_both(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, GRAM, BM, BN,
+            )  # fmt: skip
 
 
 @triton.jit(

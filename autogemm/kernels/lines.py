@@ -18,12 +18,6 @@ _AT_ONCE = gl.constexpr(16)
 
 
 @gluon.jit
-def count_of(condition):
-    """How many elements it holds for."""
-    return gl.sum(gl.sum(condition.to(gl.int32), 1), 0)
-
-
-@gluon.jit
 def mark(
     wrong, out, i0, j0, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
 ):  # fmt: skip

@@ -18,10 +18,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from autogemm.kernels.checks import any_of, count_of, number_of_bad, within
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.lines import (
-    count_of,
     line_in,
     line_of_memory,
     line_of_tiles,
@@ -36,13 +36,11 @@ from autogemm.kernels.streamed_steps import (
     add_products,
     fetch_pair,
     half_of_a,
-    inside_of,
-    least_weights,
+    least_weight,
     scale_of_columns,
     weigh,
 )
 from autogemm.kernels.warpgroups import (
-    any_of,
     arrive,
     barrier,
     barriers_of,
@@ -114,10 +112,7 @@ def _streamed_kernel(
             a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + s * PAIR, used + s,
             s < pairs, A_T, TERMS, BYTES, STAGES,
         )  # fmt: skip
-    j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
     each = gl.arange(0, BN, layout=gl.BlockedLayout([1], [32], [W], [0]))
-    i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
-    inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
     first_unit = scale_of_columns(scales, each, n - j0)
     arrive(bars, used, STAGES)
     x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
@@ -125,8 +120,8 @@ def _streamed_kernel(
     hi, lo = terms_of(x, a_down[:, None])
     doubtful = zero
     if GUARD:
-        least = least_weights(hi, b_hi, used, m - i0, n - j0, STAGES, BM, BN, BK, W)
-        doubtful = gl.max((least < (_CERTIFIED + 1.0) * _ROOM).to(gl.int32), 0)
+        least = least_weight(hi, b_hi, used, m - i0, n - j0, STAGES, BM, BN, BK, W)
+        doubtful = (least < (_CERTIFIED + 1.0) * _ROOM).to(gl.int32)
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
@@ -203,14 +198,14 @@ def _streamed_kernel(
             scale += n
         barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        bad = inside & ((gl.abs(total) < float("inf")) == 0)
-        wrong = count_of(bad) if LINE > 0 else any_of(bad)
+        wrong = number_of_bad(total, m - i0, n - j0, LINE > 0, BM, BN, MMA)
         attempts += 1
     if GUARD:
         # What the first block certified was in units of its own.
         doubtful += gl.max((unit > first_unit * _ROOM).to(gl.int32), 0)
         if doubtful > 0:
-            doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
+            light = gl.abs(total) < _CERTIFIED
+            doubtful = any_of(within(m - i0, n - j0, BM, BN, MMA) & light)
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
     b_up = gl.convert_layout(above_zero(unit), gl.SliceLayout(0, MMA))[None, :]
@@ -254,7 +249,7 @@ def _streamed_kernel(
                 used += 1
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
-            light = inside_of(m - i0, n - j0, BM, BN, W) & (weight < enough) & (heaviest > 0)
+            light = within(m - i0, n - j0, BM, BN, L) & (weight < enough) & (heaviest > 0)
             if LINE > 0:
                 wrong = gl.maximum(wrong, count_of(light))  # B's inf weighs little
                 if wrong <= LINE:

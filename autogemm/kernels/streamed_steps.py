@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
 )
 
+from autogemm.kernels.checks import least_of
 from autogemm.kernels.warpgroups import absolute, bring, weighing
 
 
@@ -73,15 +74,6 @@ def scale_of_columns(scales, j, reach):
 
 
 @gluon.jit
-def inside_of(rows, cols, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr):
-    """Which elements of a tile there are, in the layout of ``weighing``."""
-    L: gl.constexpr = weighing(W)
-    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
-    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
-    return (r < rows)[:, None] & (q < cols)[None, :]
-
-
-@gluon.jit
 def weigh(
     a_s, b_hi, number, half: gl.constexpr, a_down, A_T: gl.constexpr, STAGES: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, W: gl.constexpr,
@@ -96,11 +88,11 @@ def weigh(
 
 
 @gluon.jit
-def least_weights(
+def least_weight(
     hi, b_hi, number, rows, cols, STAGES: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     BK: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """Each row's least sum of |hi·hi| over the first half of a pair of blocks, of those there are.
+    """A tile's least sum of |hi·hi| over the first half of a pair of blocks.
 
     ``hi`` lies as warpgroups take it, which is how each warp's own products do.
     """
@@ -108,12 +100,7 @@ def least_weights(
     x = gl.abs(gl.convert_layout(hi, gl.DotOperandLayout(0, L, 2)))
     y = half_of_b(b_hi, number, 0, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
     weight = mma_v2(x, gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
-    if cols < BN:
-        q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
-        weight = gl.where((q < cols)[None, :], weight, float("inf"))
-    least = gl.min(weight, 1)
-    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
-    return gl.where(r < rows, least, float("inf"))
+    return least_of(weight, rows, cols, BM, BN, L)
 
 
 @gluon.jit

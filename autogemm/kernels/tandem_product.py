@@ -19,9 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from autogemm.kernels.checks import any_of, count_of, least_of, number_of_bad, within
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
-from autogemm.kernels.lines import count_of, line_in, line_of_tiles, mark, store_line
+from autogemm.kernels.lines import line_in, line_of_tiles, mark, store_line
 from autogemm.kernels.raster import is_gram, tile_count
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split_product import Tiling
@@ -36,7 +37,6 @@ from autogemm.kernels.tandem_steps import (
     weigh,
 )
 from autogemm.kernels.warpgroups import (
-    any_of,
     barrier,
     barriers_of,
     by_tma,
@@ -123,16 +123,14 @@ def _tandem_kernel(
             a_tiles, b_tiles, even, odd, i0, j0, first + s * PAIR, used + s, s < pairs, A_T, B_T,
             BM, BN, STAGES,
         )  # fmt: skip
-    i = gl.arange(0, BM, layout=gl.SliceLayout(1, MMA))
-    j = gl.arange(0, BN, layout=gl.SliceLayout(0, MMA))
-    inside = (i < m - i0)[:, None] & (j < n - j0)[None, :]
     x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
     a_down = scale_of(largest(x, 1))
     b_down = scale_of(largest(y, 0))
     doubtful = zero
     if GUARD:
         weight = weigh(x, y, a_down, b_down, odd_b_hi.index(0), A_T, BM, BN, MMA)
-        doubtful = any_of(inside & (weight < _CERTIFIED + 1.0))
+        least = least_of(weight, m - i0, n - j0, BM, BN, MMA)
+        doubtful = (least < _CERTIFIED + 1.0).to(gl.int32)
     total = gl.zeros([BM, BN], gl.float32, MMA)
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
     LINE: gl.constexpr = (BM if BM > BN else BN) if GUARD and not SHARED and TERMS == 2 else 0
@@ -203,11 +201,11 @@ def _tandem_kernel(
             total += part * (1.0 + gain * (2 * (stop - start)))
         barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        bad = inside & ((gl.abs(total) < float("inf")) == 0)
-        wrong = count_of(bad) if LINE > 0 else any_of(bad)
+        wrong = number_of_bad(total, m - i0, n - j0, LINE > 0, BM, BN, MMA)
         attempts += 1
     if doubtful > 0:
-        doubtful = any_of(inside & (gl.abs(total) < _CERTIFIED))
+        light = gl.abs(total) < _CERTIFIED
+        doubtful = any_of(light & within(m - i0, n - j0, BM, BN, MMA))
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
     b_up = gl.convert_layout(inverse(b_down), gl.SliceLayout(0, MMA))[None, :]
@@ -244,7 +242,7 @@ def _tandem_kernel(
                 used += 1
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + length * 0.0078125
-            light = inside & (weight < enough) & (weight != 0)
+            light = within(m - i0, n - j0, BM, BN, MMA) & (weight < enough) & (weight != 0)
             if LINE > 0:
                 wrong = gl.maximum(wrong, count_of(light))
                 if wrong <= LINE:

@@ -71,12 +71,6 @@ def in_memory(rows_are, out_t, rows, cols, warps):
 
 
 @gluon.jit
-def any_of(condition):
-    """1 where it holds for any element, else 0."""
-    return gl.max(gl.max(condition.to(gl.int32), 1), 0)
-
-
-@gluon.jit
 def scale_of(most):
     """The power of two that brings a stretch's largest finite magnitude to about 2^11."""
     exponent = (most.to(gl.int32, bitcast=True) >> 23) - 127

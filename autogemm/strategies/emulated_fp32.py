@@ -182,7 +182,7 @@ class EmulatedFP32(Strategy):
         growth = truncation + correction + promotions + lost + 5
         rho = 8.0 if terms == 2 else 2.0**14
         # What is computed again, in IEEE arithmetic, may cost more where k is short.
-        length = int(params["chunk"]) // (1 if params["form"] == "fused" else 2)
+        length = int(params["chunk"]) // 2
         again = min(length, part) - (-part // length) + most + 1
         return ErrorBound(rho, max(growth, again - rho))
 

@@ -1,0 +1,143 @@
+"""What ``fused_product`` computes again, in IEEE arithmetic: a tile, or one line of it (Triton).
+
+A function of its own, called and not inlined: ordinary tiles, which never run it, keep neither
+registers nor places in memory for it. ``kernels/lines.py`` says the same for Gluon's kernels.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from autogemm.kernels.epilogue import ieee_tile, store_both
+
+_AT_ONCE = tl.constexpr(8192)
+"""Elements of the other operand that are on their way at a time."""
+_STAGES = tl.constexpr(3)
+
+
+@triton.jit
+def mark(light, out, i0, j0, out_row, out_col, BM: tl.constexpr, BN: tl.constexpr):
+    """Make NaN of elements of a tile that was stored."""
+    i = (i0 + tl.arange(0, BM)).to(tl.int64)
+    j = (j0 + tl.arange(0, BN)).to(tl.int64)
+    nan = tl.full((BM, BN), float("nan"), tl.float32)
+    tl.debug_barrier()  # whichever thread stored an element is to have done so
+    tl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=light)
+
+
+@triton.jit
+def _line_in(out, i0, j0, m, n, out_row, out_col, BM: tl.constexpr, BN: tl.constexpr):
+    """The one line that holds all that is inf or NaN of a stored tile in which something is.
+
+    A row's number, a column's behind all of the rows', or -1 where there is no such line.
+    """
+    r = tl.arange(0, BM)
+    q = tl.arange(0, BN)
+    x = tl.load(
+        out + ((i0 + r).to(tl.int64)[:, None] * out_row + (j0 + q).to(tl.int64)[None, :] * out_col),
+        mask=(r < m - i0)[:, None] & (q < n - j0)[None, :],
+        other=0.0,
+    )
+    is_bad = ((tl.abs(x) < float("inf")) == 0).to(tl.int32)
+    rows = tl.max(is_bad, 1)
+    cols = tl.max(is_bad, 0)
+    line = tl.where(tl.sum(cols, 0) == 1, BM + tl.sum(cols * q, 0), -1)
+    return tl.where(tl.sum(rows, 0) == 1, tl.sum(rows * r, 0), line)
+
+
+@triton.jit
+def _line(x, x_k, y, y_step, cols, first, last, BY_K: tl.constexpr, WIDE: tl.constexpr):
+    """The sums of x[k]·y[k, j] over k in [first, last) for columns j.
+
+    Of y either columns (BY_K) or rows are contiguous, the others ``y_step`` apart. A sum is a tree
+    over a block of k, its leaves chains of one element a block.
+    """
+    STEP: tl.constexpr = _AT_ONCE // WIDE
+    if BY_K:
+        j = tl.arange(0, WIDE)[:, None]
+        each = tl.arange(0, STEP)[None, :]
+    else:
+        j = tl.arange(0, WIDE)[None, :]
+        each = tl.arange(0, STEP)[:, None]
+    total = tl.zeros((WIDE, STEP) if BY_K else (STEP, WIDE), dtype=tl.float32)
+    for start in range(first, last, STEP):
+        k = start + each
+        value = tl.load(x + k.to(tl.int64) * x_k, mask=k < last, other=0.0)
+        if BY_K:
+            at = y + j.to(tl.int64) * y_step + k
+        else:
+            at = y + k.to(tl.int64) * y_step + j
+        total += value * tl.load(at, mask=(k < last) & (j < cols), other=0.0)
+    return tl.sum(total, 1 if BY_K else 0)
+
+
+@triton.jit
+def _store_line(
+    total, c, out, i, j, cols, c_row, c_col, out_row, out_col, alpha, beta, HAS_C: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Write α·total + β·C to row i from column j on."""
+    each = tl.arange(0, WIDE)
+    i = i.to(tl.int64)
+    at = (j + each).to(tl.int64)
+    total *= alpha
+    if HAS_C:
+        total += beta * tl.load(c + (i * c_row + at * c_col), mask=each < cols, other=0.0)
+    tl.store(out + (i * out_row + at * out_col), total, mask=each < cols)
+
+
+@triton.jit(noinline=True)
+def settle(
+    a, b, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
+    out_row, out_col, alpha, beta, HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr,
+    B_T: tl.constexpr, GRAM: tl.constexpr, LINE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Compute a tile again over k in [first, last), in chunks of so many elements, and write it.
+
+    If no more than LINE of its elements are ``wrong``, and these, inf or NaN as they were stored,
+    lie in a single row or column, only that is computed.
+    """
+    tl.debug_barrier()  # whichever thread stored an element is to have done so
+    line = i0 * 0 - 1
+    if wrong <= LINE:
+        line = _line_in(out, i0, j0, m, n, out_row, out_col, BM, BN)
+    if line < 0:
+        again = ieee_tile(
+            a, b, i0, j0, m, n, first, last, chunk, 1 if A_T else a_row, a_k if A_T else 1,
+            b_row if B_T else 1, 1 if B_T else b_k, BM, BN, _STAGES,
+        )  # fmt: skip
+        store_both(
+            again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+            GRAM, BM, BN,
+        )  # fmt: skip
+    elif line < BM:
+        i = i0 + line
+        row = _line(
+            a + i.to(tl.int64) * a_row, a_k, b + j0.to(tl.int64) * b_row, b_row if B_T else b_k,
+            n - j0, first, last, B_T, BN,
+        )  # fmt: skip
+        _store_line(
+            row, c, out, i, j0, n - j0, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, BN
+        )
+        if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+            if i0 != j0:
+                _store_line(
+                    row, c, out, i, j0, n - j0, c_col, c_row, out_col, out_row, alpha, beta, HAS_C,
+                    BN,
+                )  # fmt: skip
+    else:
+        j = j0 + line - BM
+        col = _line(
+            b + j.to(tl.int64) * b_row, b_k, a + i0.to(tl.int64) * a_row, a_k if A_T else a_row,
+            m - i0, first, last, not A_T, BM,
+        )  # fmt: skip
+        _store_line(
+            col, c, out, j, i0, m - i0, c_col, c_row, out_col, out_row, alpha, beta, HAS_C, BM
+        )
+        if GRAM:  # noqa: SIM102
+            if i0 != j0:
+                _store_line(
+                    col, c, out, j, i0, m - i0, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                    BM,
+                )  # fmt: skip
