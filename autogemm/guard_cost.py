@@ -26,8 +26,8 @@ class Guarded:
     problem: Problem
     candidate: Candidate
     us: float
-    unguarded_us: float
-    """The same kernels with their checks compiled out."""
+    share: float
+    """What the checks add: the median over rounds of its time over that without them, less 1."""
     bad_us: Mapping[str, float]
     """With a single element replaced, by what it is and where."""
 
@@ -55,7 +55,9 @@ def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | N
     bare = strategy.bind(problem, device, params, guard=False)
     with Workbench.open(problem, device, where, check=False) as bench:
         timers = {"": bench.graph(run), "unguarded": bench.graph(bare)}
-        times = _medians(timers)
+        rounds = _rounds(timers)
+        pairs = zip(rounds[""], rounds["unguarded"], strict=True)
+        share = statistics.median(guarded / without for guarded, without in pairs) - 1
         bad: dict[str, float] = {}
         operands = bench.operands
         first = () if problem.batch == 1 else (0,)  # of a batch's matrices
@@ -68,16 +70,16 @@ def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | N
             kept = [x.clone() for x in changed]
             for x in changed[: len(operands)]:
                 x.fill_(value)
-            bad |= _medians({name: timers[""]})
+            bad[name] = statistics.median(_rounds({name: timers[""]})[name])
             for x, good in zip(changed, kept, strict=True):
                 x.copy_(good)
-        again = _medians({"": timers[""]})[""]
+        again = _rounds({"": timers[""]})[""]
     return Guarded(
-        problem=problem, candidate=choice.candidate, us=(times[""] + again) / 2,
-        unguarded_us=times["unguarded"], bad_us=bad,
+        problem=problem, candidate=choice.candidate, share=share, bad_us=bad,
+        us=(statistics.median(rounds[""]) + statistics.median(again)) / 2,
     )  # fmt: skip
 
 
-def _medians(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+def _rounds(timers: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     times = in_turns({Candidate.of(name): timer for name, timer in timers.items()}, _ROUNDS)
-    return {c.strategy: statistics.median(samples) for c, samples in times.items()}
+    return {c.strategy: list(samples) for c, samples in times.items()}

@@ -306,7 +306,7 @@ def show_guard(
             return []
         return [
             (
-                str(entry.problem), f"{cost.us:.1f}", f"{cost.us / cost.unguarded_us - 1:+.1%}",
+                str(entry.problem), f"{cost.us:.1f}", f"{cost.share:+.1%}",
                 *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
             )
         ]  # fmt: skip

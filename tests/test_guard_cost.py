@@ -19,6 +19,7 @@ from autogemm.strategies.base import Run
 from autogemm.strategies.emulated_fp32 import EmulatedFP32
 
 EMULATED = Candidate.of("emulated_fp32", form="fused")
+GUARDED, UNGUARDED = (lambda *call: None), (lambda *call: None)
 PROBLEM = contiguous_problem(6, 9, 12, torch.float32, device_type="cpu")
 
 
@@ -53,6 +54,27 @@ def test_one_element_at_a_time_is_bad(
     assert set(cost.bad_us) == set(BAD_ELEMENTS)
     assert set(odd) == {(0, 0), (1, 0), (0, 1)}
     assert odd[-1] == (0, 0)
+
+
+def test_clocks_that_fall_later_are_not_the_guards_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def graph(bench: Workbench, run: Run) -> Callable[[], float]:
+        def timer() -> float:
+            calls.append(11.0 if run is GUARDED else 10.0)
+            return calls[-1] * (1 if len(calls) <= 50 else 3)  # two timers, 25 rounds
+
+        return timer
+
+    monkeypatch.setattr(Workbench, "graph", graph)
+    monkeypatch.setattr(
+        EmulatedFP32, "bind", lambda *args, guard=True: GUARDED if guard else UNGUARDED
+    )
+    made = replace(entry(PROBLEM, {}), choices={"highest": {"graph": choice(EMULATED)}})
+    cost = guard_cost(made, device_of(CPU), CPU)
+    assert cost is not None
+    assert cost.share == pytest.approx(0.1)
+    assert cost.us == pytest.approx((11 + 33) / 2)
 
 
 def test_what_is_not_emulated_has_no_guard() -> None:
