@@ -354,13 +354,13 @@ def test_a_bad_line_may_weigh_little(form: str, value: str) -> None:
 @pytest.mark.parametrize("form", ["tandem", "tandem, one term", "fused"])
 def test_a_line_of_a_gram_matrix_is_mirrored(form: str, value: str) -> None:
     X = normal(132, K)
-    X[3, 110], X[100, 50] = BAD[value], 0
+    X[3, 110], X[100, 110] = BAD[value], 0  # C shows where the bad element meets a zero
     for A in (X, LAYOUTS["col"](X)):
         for slices in (1, SLICED):
             check(of(form, slices), A, A.t())
             check(of(form, slices), A, A.t(), normal(132, 132), "block")
     Y = normal(65, K)  # the last tile is one element, on the diagonal
-    Y[64, 110] = BAD[value]
+    Y[64, 110], Y[:30, 110] = BAD[value], 0
     check(of(form, 1), Y, Y.t(), normal(65, 65), "row")
 
 
@@ -396,3 +396,35 @@ def test_sums_of_every_length_keep_the_bound(form: str, k: int) -> None:
             )  # fmt: skip
             exact, weight = x.double() @ y.double(), x.double().abs() @ y.double().abs()
             assert ((out.double() - exact).abs() <= 2.0**-24 * (32 + 3 * k) * weight).all()
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["row", "column"])
+@pytest.mark.parametrize(("bm", "bn", "k"), [(64, 128, 64), (64, 64, 128), (128, 64, 200)])
+def test_a_line_of_a_fused_tile_costs_less_than_the_tile(
+    bm: int, bn: int, k: int, turned: bool
+) -> None:
+    """All elements but one vanish beside the first: added to it in a row, each would be lost."""
+    A, B = normal(bm, k), torch.ones(k, bn, device=PLACE)
+    A[3], A[3, 0], A[3, 40], B[40] = 2.0**-24, 1, 1e30, 0
+    if turned:
+        A, B = B.t(), A.t()
+    check(emulated("fused", "fp16x3", *A.shape[:1], *B.shape[1:], chunk=32), A, B)
+
+
+@pytest.mark.skipif(ON_GPU, reason="what a kernel calls shows in the interpreter alone")
+@pytest.mark.parametrize(("bk", "chunk"), [(32, 32), (32, 128), (64, 64), (64, 256)])
+def test_a_fused_tile_is_computed_again_in_chunks_half_as_long(
+    bk: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    real = settle.ieee_tile
+
+    def noted(*args: Any) -> Any:
+        lengths.append(args[8].handle.data.item())
+        return real(*args)
+
+    monkeypatch.setattr(settle, "ieee_tile", noted)
+    A, B = normal(16, 300), normal(300, 16)
+    A[3, 70] = A[5, 70] = math.inf  # two lines
+    check(emulated("fused", "fp16x3", 64, 16, bk=bk, chunk=chunk), A, B)
+    assert lengths == [chunk // 2]

@@ -1,4 +1,7 @@
-"""What kernels for Hopper's warpgroups ask of a tile's elements, at a whole tile's ease (Gluon)."""
+"""What kernels for Hopper's warpgroups ask of a tile's elements, without masks where it is whole.
+
+In Gluon; ``kernels/fused_product.py`` has the same for Triton's.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ def number_of_bad(
     sums = gl.sum(gl.sum(x * 0.0, 1), 0)  # NaN where one is: all that ordinary tiles take
     number = rows * 0
     if sums != sums:
-        # 0, no sum being a signalling NaN: were it known, masks would be made for every tile.
+        # 0: no sum is a signalling NaN. The compiler, which cannot know, makes masks here and not,
+        # for every tile, before the loop.
         nothing = (sums.to(gl.int32, bitcast=True) == 0x7F800001).to(gl.int32)
         bad = (gl.abs(x) < float("inf")) == 0
         bad &= within(rows + nothing, cols + nothing, BM, BN, L)

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from autogemm.kernels.operands import load_either
+from autogemm.kernels.operands import load_tiles
 
 _IEEE_BLOCK = tl.constexpr(16)
 _AT_ONCE = tl.constexpr(32)
@@ -54,18 +54,15 @@ def ieee_tile(
 
 @triton.jit
 def ieee_blocks(
-    a, b, a_z, b_z, i0, j0, first, last, chunk_blocks, A_T: tl.constexpr, B_T: tl.constexpr,
+    a, b, i0, j0, first, last, chunk_blocks, A_T: tl.constexpr, B_T: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As ``ieee_tile``, through descriptors, of chunks of so many blocks of BK elements.
-
-    a_z and b_z as ``load_either`` has them.
-    """
+    """As ``ieee_tile``, through descriptors, of chunks of so many blocks of BK elements."""
     total = tl.zeros((BM, BN), dtype=tl.float32)
     part = tl.zeros((BM, BN), dtype=tl.float32)
     in_chunk = 0
     for at in tl.range(first, last, BK, num_stages=STAGES):
-        x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
+        x, y = load_tiles(a, b, i0, j0, at, A_T, B_T)
         part = tl.dot(x, y, part, input_precision="ieee")
         in_chunk += 1
         if in_chunk == chunk_blocks:

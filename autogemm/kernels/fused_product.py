@@ -6,9 +6,9 @@ hi·hi are added in one accumulator, which is promoted to a float32 total every 
 
 The first block's sum of |hi·hi| certifies the tile where it is so large that what the terms
 lose of small elements cannot matter; else the total itself may, or that sum over the whole
-slice. What is left, and tiles where an element is inf or NaN or, with lower scales, still outgrew
-fp16, is computed again in IEEE arithmetic; small tiles at once if no more sums are wrong than a
-line has.
+slice. What is left, and sums where an element is inf or NaN or, with lower scales, still outgrew
+fp16, are computed again in IEEE arithmetic (``kernels/settle.py``): without lower scales, if no
+more are wrong than one row or column has, and then only that row or column, if they lie in one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def _number_of_bad(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
     sums = tl.sum(tl.sum(x * 0.0, 1), 0)  # NaN where one is: all that ordinary tiles take
     number = rows * 0
     if sums != sums:
-        # 0, no sum being a signalling NaN: were it known, masks would be made for every tile.
+        # 0: no sum is a signalling NaN. The compiler, which cannot know, makes masks here and not,
+        # for every tile, before the loop.
         nothing = (sums.to(tl.int32, bitcast=True) == 0x7F800001).to(tl.int32)
         bad = (tl.abs(x) < float("inf")) == 0
         bad &= _within(rows + nothing, cols + nothing, BM, BN)

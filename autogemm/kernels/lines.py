@@ -1,7 +1,7 @@
 """One row or column of a tile, what one bad element spoils, in IEEE arithmetic (Gluon).
 
-It is found in what was stored. Only the other operand is read, a block of k at a time. A sum is a
-tree over a block, its leaves chains of one element a block: at most P/B + log2(B) roundings for P
+It is found in what was stored. Only the other operand is read, a block of k at a time. A sum is one
+over a block, in some order, of chains of one element a block: at most P/B + B roundings for P
 elements in blocks of B.
 """
 

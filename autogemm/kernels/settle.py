@@ -1,7 +1,7 @@
 """What ``fused_product`` computes again, in IEEE arithmetic: a tile, or one line of it (Triton).
 
 A function of its own, called and not inlined: ordinary tiles, which never run it, keep neither
-registers nor places in memory for it. ``kernels/lines.py`` says the same for Gluon's kernels.
+registers nor places in memory for it. ``kernels/lines.py`` has lines for Gluon's kernels.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import triton.language as tl
 from autogemm.kernels.epilogue import ieee_tile, store_both
 
 _AT_ONCE = tl.constexpr(8192)
-"""Elements of the other operand that are on their way at a time."""
+"""Elements of the other operand that are on their way at a time, of small tiles fewer."""
 _STAGES = tl.constexpr(3)
+"""Blocks of k that are on their way where a whole tile is computed again."""
 
 
 @triton.jit
-def mark(light, out, i0, j0, out_row, out_col, BM: tl.constexpr, BN: tl.constexpr):
+def mark(wrong, out, i0, j0, out_row, out_col, BM: tl.constexpr, BN: tl.constexpr):
     """Make NaN of elements of a tile that was stored."""
     i = (i0 + tl.arange(0, BM)).to(tl.int64)
     j = (j0 + tl.arange(0, BN)).to(tl.int64)
     nan = tl.full((BM, BN), float("nan"), tl.float32)
     tl.debug_barrier()  # whichever thread stored an element is to have done so
-    tl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=light)
+    tl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=wrong)
 
 
 @triton.jit
@@ -47,13 +48,29 @@ def _line_in(out, i0, j0, m, n, out_row, out_col, BM: tl.constexpr, BN: tl.const
 
 
 @triton.jit
-def _line(x, x_k, y, y_step, cols, first, last, BY_K: tl.constexpr, WIDE: tl.constexpr):
+def _sum_of_leaves(x, BY_K: tl.constexpr, WIDE: tl.constexpr, LEAVES: tl.constexpr):
+    """Sums over the last axis (BY_K) or the first, as a tree: ``tl.sum`` may add in a row."""
+    if LEAVES == 1:
+        total = tl.reshape(x, (WIDE,))
+    elif BY_K:
+        halves = tl.sum(tl.reshape(x, (WIDE, 2, LEAVES // 2)), 1)
+        total = _sum_of_leaves(halves, BY_K, WIDE, LEAVES // 2)
+    else:
+        halves = tl.sum(tl.reshape(x, (2, LEAVES // 2, WIDE)), 0)
+        total = _sum_of_leaves(halves, BY_K, WIDE, LEAVES // 2)
+    return total
+
+
+@triton.jit
+def _line(
+    x, x_k, y, y_step, cols, first, last, BY_K: tl.constexpr, WIDE: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
     """The sums of x[k]·y[k, j] over k in [first, last) for columns j.
 
     Of y either columns (BY_K) or rows are contiguous, the others ``y_step`` apart. A sum is a tree
-    over a block of k, its leaves chains of one element a block.
+    over a block of STEP elements of k, its leaves chains of one element a block.
     """
-    STEP: tl.constexpr = _AT_ONCE // WIDE
     if BY_K:
         j = tl.arange(0, WIDE)[:, None]
         each = tl.arange(0, STEP)[None, :]
@@ -69,7 +86,7 @@ def _line(x, x_k, y, y_step, cols, first, last, BY_K: tl.constexpr, WIDE: tl.con
         else:
             at = y + k.to(tl.int64) * y_step + j
         total += value * tl.load(at, mask=(k < last) & (j < cols), other=0.0)
-    return tl.sum(total, 1 if BY_K else 0)
+    return _sum_of_leaves(total, BY_K, WIDE, STEP)
 
 
 @triton.jit
@@ -93,11 +110,13 @@ def settle(
     out_row, out_col, alpha, beta, HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr,
     B_T: tl.constexpr, GRAM: tl.constexpr, LINE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Compute a tile again over k in [first, last), in chunks of so many elements, and write it.
+    """Compute a tile again over k in [first, last), and write it: sums of ``chunk`` elements each.
 
-    If no more than LINE of its elements are ``wrong``, and these, inf or NaN as they were stored,
-    lie in a single row or column, only that is computed.
+    If no more than LINE of its elements are ``wrong``, and what is inf or NaN as it was stored lies
+    in a single row or column, only that is computed.
     """
+    # Small tiles share a multiprocessor with many others while these take few registers.
+    AT_ONCE: tl.constexpr = BM * BN if BM * BN < _AT_ONCE // 2 else _AT_ONCE
     tl.debug_barrier()  # whichever thread stored an element is to have done so
     line = i0 * 0 - 1
     if wrong <= LINE:
@@ -115,7 +134,7 @@ def settle(
         i = i0 + line
         row = _line(
             a + i.to(tl.int64) * a_row, a_k, b + j0.to(tl.int64) * b_row, b_row if B_T else b_k,
-            n - j0, first, last, B_T, BN,
+            n - j0, first, last, B_T, BN, AT_ONCE // BN,
         )  # fmt: skip
         _store_line(
             row, c, out, i, j0, n - j0, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, BN
@@ -130,7 +149,7 @@ def settle(
         j = j0 + line - BM
         col = _line(
             b + j.to(tl.int64) * b_row, b_k, a + i0.to(tl.int64) * a_row, a_k if A_T else a_row,
-            m - i0, first, last, not A_T, BM,
+            m - i0, first, last, not A_T, BM, AT_ONCE // BM,
         )  # fmt: skip
         _store_line(
             col, c, out, j, i0, m - i0, c_col, c_row, out_col, out_row, alpha, beta, HAS_C, BM

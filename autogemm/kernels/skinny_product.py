@@ -36,9 +36,7 @@ def _skinny_kernel(
     j0 = tl.program_id(0) % tiles * BN
     first = slice_ * slice_k
     last = tl.minimum(first + slice_k, k)
-    total = alpha * ieee_blocks(
-        a, b, None, None, 0, j0, first, last, BLOCKS, A_T, False, BM, BN, BK, STAGES
-    )
+    total = alpha * ieee_blocks(a, b, 0, j0, first, last, BLOCKS, A_T, False, BM, BN, BK, STAGES)
     i = tl.arange(0, BM).to(tl.int64)[:, None]
     j = (j0 + tl.arange(0, BN)).to(tl.int64)[None, :]
     inside = (i < m) & (j < n)

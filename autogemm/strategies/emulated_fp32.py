@@ -181,7 +181,8 @@ class EmulatedFP32(Strategy):
             lost = 3 * k / 16
         growth = truncation + correction + promotions + lost + 5
         rho = 8.0 if terms == 2 else 2.0**14
-        # What is computed again, in IEEE arithmetic, may cost more where k is short.
+        # What is computed again, in IEEE arithmetic, may cost more where k is short (a tile; a line
+        # of one never does).
         length = int(params["chunk"]) // 2
         again = min(length, part) - (-part // length) + most + 1
         return ErrorBound(rho, max(growth, again - rho))
