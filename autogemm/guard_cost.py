@@ -82,4 +82,4 @@ def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | N
 
 def _rounds(timers: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     times = in_turns({Candidate.of(name): timer for name, timer in timers.items()}, _ROUNDS)
-    return {c.strategy: list(samples) for c, samples in times.items()}
+    return {c.strategy: samples for c, samples in times.items()}

@@ -19,6 +19,12 @@ _AT_ONCE = tl.constexpr(32)
 
 
 @triton.jit
+def within(rows, cols, BM: tl.constexpr, BN: tl.constexpr):
+    """Which elements there are of a tile of which so many rows and columns are in the matrix."""
+    return (tl.arange(0, BM) < rows)[:, None] & (tl.arange(0, BN) < cols)[None, :]
+
+
+@triton.jit
 def ieee_tile(
     a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM: tl.constexpr,
     BN: tl.constexpr, STAGES: tl.constexpr = 1,

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from autogemm.kernels.epilogue import rows_of, store_both
+from autogemm.kernels.epilogue import rows_of, store_both, within
 from autogemm.kernels.launch import ceil_div, launch, registers_for_two
 from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
@@ -66,12 +66,6 @@ def _absolute(x, down):
 
 
 @triton.jit
-def _within(rows, cols, BM: tl.constexpr, BN: tl.constexpr):
-    """Which elements there are of a tile of which so many rows and columns are in the matrix."""
-    return (tl.arange(0, BM) < rows)[:, None] & (tl.arange(0, BN) < cols)[None, :]
-
-
-@triton.jit
 def _least_of(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
     """The least element of those there are. Of a whole tile none is asked whether it is one."""
     if cols < BN:
@@ -89,7 +83,7 @@ def _number_of_bad(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
         # for every tile, before the loop.
         nothing = (sums.to(tl.int32, bitcast=True) == 0x7F800001).to(tl.int32)
         bad = (tl.abs(x) < float("inf")) == 0
-        bad &= _within(rows + nothing, cols + nothing, BM, BN)
+        bad &= within(rows + nothing, cols + nothing, BM, BN)
         number = tl.sum(tl.sum(bad.to(tl.int32), 1), 0)
     return number
 
@@ -175,7 +169,7 @@ def compute_tile(
         wrong = _number_of_bad(total, m - i0, n - j0, BM, BN)
         attempts += 1
     if doubtful > 0:
-        light = (tl.abs(total) < _CERTIFIED) & _within(m - i0, n - j0, BM, BN)
+        light = (tl.abs(total) < _CERTIFIED) & within(m - i0, n - j0, BM, BN)
         doubtful = tl.max(tl.max(light.to(tl.int32), 1), 0)
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = _inverse(a_down)
@@ -200,7 +194,7 @@ def compute_tile(
             )  # fmt: skip
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + (last - first) * 0.0078125
-            light = _within(m - i0, n - j0, BM, BN) & (weight < enough) & (weight != 0)
+            light = within(m - i0, n - j0, BM, BN) & (weight < enough) & (weight != 0)
             wrong = tl.maximum(wrong, tl.sum(tl.sum(light.to(tl.int32), 1), 0))
             if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
                 if wrong <= LINE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogemm.kernels.epilogue import ieee_tile, store_both
+from autogemm.kernels.epilogue import ieee_tile, store_both, within
 
 _AT_ONCE = tl.constexpr(8192)
 """Elements of the other operand that are on their way at a time, of small tiles fewer."""
@@ -37,7 +37,7 @@ def _line_in(out, i0, j0, m, n, out_row, out_col, BM: tl.constexpr, BN: tl.const
     q = tl.arange(0, BN)
     x = tl.load(
         out + ((i0 + r).to(tl.int64)[:, None] * out_row + (j0 + q).to(tl.int64)[None, :] * out_col),
-        mask=(r < m - i0)[:, None] & (q < n - j0)[None, :],
+        mask=within(m - i0, n - j0, BM, BN),
         other=0.0,
     )
     is_bad = ((tl.abs(x) < float("inf")) == 0).to(tl.int32)
@@ -91,17 +91,23 @@ def _line(
 
 @triton.jit
 def _store_line(
-    total, c, out, i, j, cols, c_row, c_col, out_row, out_col, alpha, beta, HAS_C: tl.constexpr,
-    WIDE: tl.constexpr,
+    total, c, out, i, j, cols, is_mirrored, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: tl.constexpr, GRAM: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write α·total + β·C to row i from column j on."""
+    """Write α·total + β·C to row i from column j on; of a Gram matrix also its mirror image."""
     each = tl.arange(0, WIDE)
-    i = i.to(tl.int64)
     at = (j + each).to(tl.int64)
-    total *= alpha
+    far = i.to(tl.int64)
+    result = alpha * total
     if HAS_C:
-        total += beta * tl.load(c + (i * c_row + at * c_col), mask=each < cols, other=0.0)
-    tl.store(out + (i * out_row + at * out_col), total, mask=each < cols)
+        result += beta * tl.load(c + (far * c_row + at * c_col), mask=each < cols, other=0.0)
+    tl.store(out + (far * out_row + at * out_col), result, mask=each < cols)
+    if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
+        if is_mirrored:
+            _store_line(
+                total, c, out, i, j, cols, is_mirrored, c_col, c_row, out_col, out_row, alpha,
+                beta, HAS_C, False, WIDE,
+            )  # fmt: skip
 
 
 @triton.jit(noinline=True)
@@ -137,14 +143,9 @@ def settle(
             n - j0, first, last, B_T, BN, AT_ONCE // BN,
         )  # fmt: skip
         _store_line(
-            row, c, out, i, j0, n - j0, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, BN
-        )
-        if GRAM:  # noqa: SIM102 - together they would not be decided when compiled
-            if i0 != j0:
-                _store_line(
-                    row, c, out, i, j0, n - j0, c_col, c_row, out_col, out_row, alpha, beta, HAS_C,
-                    BN,
-                )  # fmt: skip
+            row, c, out, i, j0, n - j0, i0 != j0, c_row, c_col, out_row, out_col, alpha, beta,
+            HAS_C, GRAM, BN,
+        )  # fmt: skip
     else:
         j = j0 + line - BM
         col = _line(
@@ -152,11 +153,6 @@ def settle(
             m - i0, first, last, not A_T, BM, AT_ONCE // BM,
         )  # fmt: skip
         _store_line(
-            col, c, out, j, i0, m - i0, c_col, c_row, out_col, out_row, alpha, beta, HAS_C, BM
-        )
-        if GRAM:  # noqa: SIM102
-            if i0 != j0:
-                _store_line(
-                    col, c, out, j, i0, m - i0, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                    BM,
-                )  # fmt: skip
+            col, c, out, j, i0, m - i0, i0 != j0, c_col, c_row, out_col, out_row, alpha, beta,
+            HAS_C, GRAM, BM,
+        )  # fmt: skip
