@@ -23,7 +23,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
 KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
 SHARED_NAMES = (
-    "checks", "warpgroups", "lines", "continuous_steps", "tandem_steps", "streamed_steps",
+    "checks", "warpgroups", "lines", "continuous_steps", "continuous_settle", "tandem_steps",
+    "tandem_settle", "streamed_steps", "streamed_settle",
 )  # fmt: skip
 """The modules whose functions the kernels import, each behind those that it imports."""
 
@@ -33,9 +34,9 @@ def interpreted(
 ) -> types.ModuleType:
     """Module ``name`` of kernels with this Gluon in place of Triton's; sources go to ``folder``.
 
-    ``change`` is a part of its source, its steps', or what it shares, and what stands in its place.
+    ``change`` is a part of its source, its own modules', or what it shares, and what stands there.
     """
-    own = [each for each in SHARED_NAMES if each == name.replace("_product", "_steps")]
+    own = [each for each in SHARED_NAMES if each.startswith(name.removesuffix("_product"))]
     names = dict.fromkeys((name, *own, *SHARED_NAMES))
     texts = {each: (KERNELS / f"{each}.py").read_text() for each in names}
     where = next((each for each, text in texts.items() if change[0] in text), None)
@@ -180,6 +181,7 @@ class Barrier:
         self.phase = -1  # that is under way; before it is made there is none
         self.made = Clock.meetings, Clock.fences
         self.expected: int | None = None
+        self.last_wait = -1
         self.copies: list[tuple[Tile, Any]] = []
 
     def arrive(self) -> None:
@@ -203,6 +205,12 @@ class mbarrier:
         Program.barriers += (bar,)
 
     @staticmethod
+    def invalidate(bar: Barrier) -> None:
+        assert bar.expected is None, "a barrier that somebody is to wait at"
+        assert bar.last_wait < Clock.meetings, "a slower thread may still wait at it"
+        bar.phase = -1
+
+    @staticmethod
     def expect(bar: Barrier, size: Any, pred: Any = True) -> None:
         if bool(pred):
             assert bar.phase >= 0, "a barrier that was not made"
@@ -213,6 +221,7 @@ class mbarrier:
 
     @staticmethod
     def wait(bar: Barrier, parity: Any) -> None:
+        bar.last_wait = Clock.meetings
         if bar.phase % 2 == int(parity):
             assert bar.expected is not None, "it would wait forever"
             bar.arrive()
@@ -372,6 +381,8 @@ class _Language:
 
 def _jit(function: Any = None, **options: Any) -> Any:
     """Kernels have options; other functions are called where the language is patched already."""
+    if options.pop("noinline", False):
+        return _jit
     if function is None:
         return functools.partial(triton.jit, **options)
     made: Any = triton.jit(function)

@@ -263,9 +263,9 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Repairs | None:
         return call
 
     made = module()
-    monkeypatch.setattr(made, "weighing", counted(made.weighing, "weighed"))
     shared = made.settle.__wrapped__.__globals__  # where it looks names up
-    monkeypatch.setitem(shared, "ieee_tile", counted(shared["ieee_tile"], "again"))
+    for name, kind in (("_any_light", "weighed"), ("write_again", "again")):
+        monkeypatch.setitem(shared, name, counted(shared[name], kind))
     return counts
 
 
@@ -353,6 +353,20 @@ def test_only_the_slice_that_needs_it_is_computed_again(
 def test_a_flag_in_the_last_chunk_of_the_last_slice_is_seen(repairs: Repairs | None) -> None:
     case = Case(*late_in_a_slice())
     case.run(SMALL, 2)
+    assert repairs is None or repairs.both == (1, 1)
+
+
+def test_sums_far_below_their_column_s_scale_are_not_taken_for_zeros(
+    repairs: Repairs | None,
+) -> None:
+    """Weighed by it, they would vanish: the large stretches of B meet zeros alone."""
+    A, B = ordinary(20, 24, 192)
+    A[:, :128] = 0
+    B[:128] *= 2.0**110
+    B[128:] *= 2.0**-110
+    A[3, 129:] *= TINY  # what is flagged
+    B[128] = 0
+    Case(A, B).run(compared=True)
     assert repairs is None or repairs.both == (1, 1)
 
 
@@ -517,14 +531,11 @@ WAITS = {
     ),
     "blocks behind the last are brought": ("ahead < blocks,", "True,"),
     "no meeting between blocks that are read once more": (
-        "            for block in range(zero, blocks):\n                barrier()\n",
-        "            for block in range(zero, blocks):\n",
+        "    for block in range(first * 0, blocks):\n        barrier()\n",
+        "    for block in range(first * 0, blocks):\n",
     ),
-    "phases are counted anew": ("number = blocks + block", "number = block"),
-    "no wait for a block that is read once more": ("arrive(bars, number, STAGES)\n", "pass\n"),
-    "a tile is stored again while it is stored": (
-        "            barrier()  # whichever", "            # whichever"
-    ),
+    "no wait for a block that is read once more": ("arrive(bars, block, 1)\n", "pass\n"),
+    "a tile is stored again while it is stored": ("    barrier()  # as in", "    # as in"),
     "more blocks than there are to begin with": ("s < blocks, BYTES", "True, BYTES"),
 }  # fmt: skip
 

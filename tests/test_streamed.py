@@ -146,6 +146,20 @@ WAITS = {
         "for pair in range(zero, pairs):\n                barrier()\n",
         "for pair in range(zero, pairs):\n",
     ),
+    "no meeting between pairs whose scales are found again": (
+        "first + 1), PAIR):\n        barrier()\n", "first + 1), PAIR):\n"
+    ),
+    "no meeting between pairs that are weighed": (
+        "range(first, last, PAIR):\n        barrier()\n", "range(first, last, PAIR):\n"
+    ),
+    "no wait for a pair whose scales are found again": (
+        "        arrive(bars, used, 1)\n        most", "        most"
+    ),
+    "no wait for a pair that is weighed": ("arrive(bars, used, 1)\n        part", "part"),
+    "barriers freed while somebody may wait at them": (
+        "    barrier()\n    for s in gl.static_range(STAGES):\n        mbarrier.invalidate",
+        "    for s in gl.static_range(STAGES):\n        mbarrier.invalidate",
+    ),
 }
 
 
@@ -174,8 +188,9 @@ def test_ordinary_operands_are_weighed_but_once(
     module = importlib.import_module("interpreted_gluon").interpreted("streamed_product", tmp_path)
     tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
     looks: list[int] = []
-    weigh = module.weigh
-    monkeypatch.setattr(module, "weigh", lambda *x: (looks.append(1), weigh(*x))[1])
+    names = module.settle.__wrapped__.__globals__
+    weigh = names["weigh"]
+    monkeypatch.setitem(names, "weigh", lambda *x: (looks.append(1), weigh(*x))[1])
 
     def product(A: torch.Tensor) -> torch.Tensor:
         out = torch.empty(m, n)
@@ -205,10 +220,13 @@ def test_the_last_row_and_the_last_column_are_weighed(which: str) -> None:
 
 
 CERTIFICATES = {
-    "the first block's": ("(least < (_CERTIFIED + 1.0) * _ROOM)", "(least < 0.0)"),
-    "the first block's, where scales grow": ("(unit > first_unit * _ROOM)", "(unit < 0.0)"),
-    "the first block's, at a second attempt": ("doubtful = zero + 1", "doubtful = zero"),
-    "the whole slice's, where scales differ": ("part * (of_chunk * down)[None, :]", "part"),
+    "the first block's": ("least < (CERTIFIED + 1.0) * _ROOM", "least < 0.0"),
+    "the first block's, where scales grow": ("(highest > first_unit * _ROOM)", "(highest < 0.0)"),
+    "the first block's, where many scales grow": ("(unit > first_unit * _ROOM)", "(unit < 0.0)"),
+    "the first block's, at a second attempt": ("doubt += 1.0", "doubt += 0.0"),
+    "the whole slice's, where scales differ": (
+        "part * gl.maximum(of_chunk * down, LEAST_SHARE)[None, :]", "part"
+    ),
 }
 
 
@@ -218,7 +236,8 @@ def test_every_certificate_is_needed(name: str, tmp_path: Path) -> None:
     """One element makes the scale of others so coarse that nothing is left of them."""
     gluon = importlib.import_module("interpreted_gluon")
     tiling = importlib.import_module("autogemm.kernels.split_product").Tiling
-    A, B = normal(36, 128), normal(128, 20)
+    k = 640 if "many" in name else 128
+    A, B = normal(36, k), normal(k, 20)
     if "scales" in name:  # B's second stretch
         A[:, 100], B[100] = 0, 2.0**60
     elif "second" in name:
@@ -233,7 +252,7 @@ def test_every_certificate_is_needed(name: str, tmp_path: Path) -> None:
             1.0, A, B, 0.0, None, out, terms=2, chunk=64, slices=1,
             tiling=tiling(64, 32, 32, 4, 2), gain=0.0,
         )  # fmt: skip
-        broken.append(bool(((out - exact).abs() > 2.0**-24 * 128 * weight).any()))
+        broken.append(bool(((out - exact).abs() > 2.0**-24 * k * weight).any()))
     assert broken == [False, True]
 
 
@@ -270,6 +289,14 @@ def test_stretches_of_very_different_size_keep_the_bound(name: str, met: str) ->
     check_either(streamed(64, 32), A, B, met == "opposed")
     if met == "zeros":
         check(streamed(64, 32, method="fp16"), A, B)
+
+
+def test_sums_far_below_their_column_s_scale_are_not_taken_for_zeros() -> None:
+    """Weighed by it, they would vanish: the large stretches of B meet zeros alone."""
+    exponents = torch.tensor((110, 110, -110), device=PLACE).repeat_interleave(64)[:, None]
+    A, B = normal(36, 192), torch.ldexp(normal(192, 20), exponents)
+    A[:, :128] = 0
+    check(streamed(64, 32), A, B)
 
 
 @pytest.mark.parametrize("low", [-40, -126, -149])

@@ -127,8 +127,8 @@ def test_every_wait_is_needed(name: str, tmp_path: Path) -> None:
 
 
 CERTIFICATES = {
-    "the first block's": ("least < _CERTIFIED + 1.0", "least < 0.0"),
-    "the first block's, at a second attempt": ("doubtful = zero + 1", "doubtful = zero"),
+    "the first block's": ("least < CERTIFIED + 1.0", "least < 0.0"),
+    "the first block's, at a second attempt": ("doubt += 1.0", "doubt += 0.0"),
     "the whole slice's": ("(weight < enough)", "(weight < 0.0)"),
 }  # fmt: skip
 

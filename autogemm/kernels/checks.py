@@ -8,6 +8,13 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+CERTIFIED = gl.constexpr(2.0**19)
+"""What an element's products of larger terms must weigh in ``tandem`` and ``streamed``."""
+LEAST_SHARE = gl.constexpr(2.0**-64)
+"""Of a block's sum, which is below 2^38, this is less than what is allowed for one product."""
+FEW_CHUNKS = gl.constexpr(8)
+"""How many chunks' scales are read at a time."""
+
 
 @gluon.jit
 def any_of(condition):
@@ -30,22 +37,27 @@ def within(rows, cols, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr):
 
 
 @gluon.jit
-def least_of(x, rows, cols, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr):
-    """The least element of those there are. Of a whole tile none is asked whether it is one."""
+def least_of_rows(x, rows, cols, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr):
+    """The least element of each row of those there are, inf where there is no row."""
     if cols < BN:
         q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
         x = gl.where((q < cols)[None, :], x, float("inf"))
     r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
-    return gl.min(gl.where(r < rows, gl.min(x, 1), float("inf")), 0)
+    return gl.where(r < rows, gl.min(x, 1), float("inf"))
 
 
 @gluon.jit
-def number_of_bad(
-    x, rows, cols, ALL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
+def look_over(
+    x, doubt, rows, cols, ALL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
 ):  # fmt: skip
-    """How many elements of a tile are inf or NaN; unless ALL, 1 for any number of them."""
-    sums = gl.sum(gl.sum(x * 0.0, 1), 0)  # NaN where one is: all that ordinary tiles take
+    """How many elements of a tile are inf or NaN, and whether any row is in ``doubt`` (1, else 0).
+
+    Unless ALL, the number is 1 for any of them.
+    """
+    # NaN where one is inf or NaN: all that ordinary tiles take.
+    sums = gl.sum(gl.sum(x * 0.0, 1) + doubt, 0)
     number = rows * 0
+    doubtful = (sums > 0).to(gl.int32)
     if sums != sums:
         # 0: no sum is a signalling NaN. The compiler, which cannot know, makes masks here and not,
         # for every tile, before the loop.
@@ -53,4 +65,24 @@ def number_of_bad(
         bad = (gl.abs(x) < float("inf")) == 0
         bad &= within(rows + nothing, cols + nothing, BM, BN, L)
         number = count_of(bad) if ALL else any_of(bad)
-    return number
+        doubtful = (gl.max(doubt, 0) > 0).to(gl.int32)
+    return number, doubtful
+
+
+@gluon.jit
+def stretches(scales, pitch, rows, first_row, chunks, BLOCK: gl.constexpr, W: gl.constexpr):
+    """The largest scale of each row over all chunks, and whether any of them is flagged."""
+    L: gl.constexpr = gl.BlockedLayout([FEW_CHUNKS, 1], [1, 32], [1, W], [1, 0])
+    r = first_row + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, L))
+    most = gl.zeros([BLOCK], gl.float32, gl.SliceLayout(0, L))
+    least = gl.zeros([BLOCK], gl.float32, gl.SliceLayout(0, L))
+    for first in range(first_row * 0, chunks, FEW_CHUNKS):
+        chunk = first + gl.arange(0, FEW_CHUNKS, layout=gl.SliceLayout(1, L))
+        scale = gl.load(
+            scales + chunk.to(gl.int64)[:, None] * pitch + r[None, :],
+            mask=(chunk < chunks)[:, None] & (r < rows)[None, :],
+            other=0.0,
+        )
+        most = gl.maximum(most, gl.max(gl.abs(scale), 0))
+        least = gl.minimum(least, gl.min(scale, 0))
+    return most, least

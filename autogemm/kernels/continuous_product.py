@@ -11,13 +11,17 @@ from __future__ import annotations
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mma_v2,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-from autogemm.kernels.checks import any_of
-from autogemm.kernels.continuous_steps import fetch, sum_of_chunk, terms_in
+from autogemm.kernels.checks import any_of, stretches
+from autogemm.kernels.continuous_settle import settle
+from autogemm.kernels.continuous_steps import (
+    TOTAL_SCALE,
+    fetch,
+    needed,
+    scale_of_each,
+    sum_of_chunk,
+)
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.raster import is_gram, tile_count
@@ -25,65 +29,20 @@ from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import Split, count_of
 from autogemm.kernels.split_product import CERTIFIED, Tiling
 from autogemm.kernels.warpgroups import (
-    arrive,
     barrier,
     barriers_of,
     by_tma,
     described_terms,
     in_fours,
     origin,
-    settle,
     store,
-    weighing,
     written_to,
 )
 
-_TOTAL_SCALE = gl.constexpr(2.0**14)
-_UNDERFLOW = gl.constexpr(2.0**-96)
 _OVERFLOWS = gl.constexpr(2.0**64)
-_FLAG_CHUNKS = gl.constexpr(8)
 _FEW_WARPS = 4
 """Programs of so many gain 1 to 3 % where one chunk is all and flags are counted ahead; with tiles
 of 128 x 128 nothing was gained (H200)."""
-
-
-@gluon.jit
-def _stretches(scales, pitch, rows, first_row, chunks, BLOCK: gl.constexpr, W: gl.constexpr):
-    """The largest scale of each row over all chunks, and whether any of them is flagged."""
-    L: gl.constexpr = gl.BlockedLayout([_FLAG_CHUNKS, 1], [1, 32], [1, W], [1, 0])
-    r = first_row + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, L))
-    most = gl.zeros([BLOCK], gl.float32, gl.SliceLayout(0, L))
-    least = gl.zeros([BLOCK], gl.float32, gl.SliceLayout(0, L))
-    for first in range(first_row * 0, chunks, _FLAG_CHUNKS):
-        chunk = first + gl.arange(0, _FLAG_CHUNKS, layout=gl.SliceLayout(1, L))
-        scale = gl.load(
-            scales + chunk.to(gl.int64)[:, None] * pitch + r[None, :],
-            mask=(chunk < chunks)[:, None] & (r < rows)[None, :],
-            other=0.0,
-        )
-        most = gl.maximum(most, gl.max(gl.abs(scale), 0))
-        least = gl.minimum(least, gl.min(scale, 0))
-    return most, least
-
-
-@gluon.jit
-def _needed(a_most, a_least, b_most, b_least, certified, L: gl.constexpr):
-    """How large a total must be to certify an element: 0 where no stretch of it is flagged."""
-    a_most = gl.convert_layout(a_most, gl.SliceLayout(1, L))[:, None]
-    a_least = gl.convert_layout(a_least, gl.SliceLayout(1, L))[:, None]
-    b_most = gl.convert_layout(b_most, gl.SliceLayout(0, L))[None, :]
-    b_least = gl.convert_layout(b_least, gl.SliceLayout(0, L))[None, :]
-    need = (a_most * (certified * _TOTAL_SCALE)) * b_most
-    # The floor holds where the product underflows too. A row or column of zeros needs nothing.
-    need = gl.where((a_most > 0) & (b_most > 0), gl.maximum(need, _UNDERFLOW), 0.0)
-    need = gl.where((a_least < 0) | (b_least < 0), need, 0.0)
-    return need, (a_least < 0) & (b_least < 0)
-
-
-@gluon.jit
-def _scale_of_each(scales, each, reach):
-    """A chunk's scales, an element a thread; a sign is a flag."""
-    return gl.load(scales + each, mask=each < reach, other=0.0)
 
 
 @gluon.jit
@@ -161,8 +120,8 @@ def _continuous_kernel(
     a_least = gl.zeros([BM], gl.float32, EACH)
     b_least = gl.zeros([BN], gl.float32, EACH)
     if ONE:
-        a_least = _scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
-        b_least = _scale_of_each(b_scale, j, n - j0)
+        a_least = scale_of_each(a_scale, i, m - i0)  # on their way meanwhile
+        b_least = scale_of_each(b_scale, j, n - j0)
         if GUARD:
             flagged = _number_of_flags(a_least, b_least)  # while the first block is awaited
         total = sum_of_chunk(
@@ -172,8 +131,8 @@ def _continuous_kernel(
     else:
         total = gl.zeros([BM, BN], gl.float32, MMA)
         for start in range(zero, blocks, chunk_blocks):
-            fa = _scale_of_each(a_scale, i, m - i0)
-            fb = _scale_of_each(b_scale, j, n - j0)
+            fa = scale_of_each(a_scale, i, m - i0)
+            fb = scale_of_each(b_scale, j, n - j0)
             total += sum_of_chunk(
                 a_terms, b_terms, a_s, b_s, bars, fa, fb, a_base + i0, b_base + j0, first, start,
                 gl.minimum(start + chunk_blocks, blocks), blocks, gain, BYTES, TERMS, BM, BN, BK,
@@ -185,16 +144,16 @@ def _continuous_kernel(
             a_scale += a_rows
             b_scale += b_rows
     barrier()  # the result passes through the memory of blocks
-    total *= _TOTAL_SCALE
+    total *= TOTAL_SCALE
     doubtful = zero
     wrong = zero
     if GUARD:
         if not ONE:
             flagged = _number_of_flags(a_least, b_least)
         if flagged > 0:
-            a_most, a_odd = _stretches(a_scales, a_rows, m, i0, chunks, BM, W)
-            b_most, b_odd = _stretches(b_scales, b_rows, n, j0, chunks, BN, W)
-            need, both = _needed(a_most, a_odd, b_most, b_odd, certified, MMA)
+            a_most, a_odd = stretches(a_scales, a_rows, m, i0, chunks, BM, W)
+            b_most, b_odd = stretches(b_scales, b_rows, n, j0, chunks, BN, W)
+            need, both = needed(a_most, a_odd, b_most, b_odd, certified, MMA)
             size = gl.abs(total)
             beyond = (size == float("inf")) & (need > _OVERFLOWS)  # by what was lost, maybe
             doubtful = any_of((size < need) | beyond)
@@ -210,50 +169,19 @@ def _continuous_kernel(
             OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
     if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
-        if (doubtful > 0) & (wrong == 0):
-            L: gl.constexpr = weighing(W)
-            # Others, so that the result may pass through where those were.
-            a_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BM, BK], LS)
-            b_s = gl.allocate_shared_memory(gl.float16, [STAGES, TERMS, BN, BK], LS)
-            a_most, a_odd = _stretches(a_scales, a_rows, m, i0, chunks, BM, W)
-            b_most, b_odd = _stretches(b_scales, b_rows, n, j0, chunks, BN, W)
-            need, _ = _needed(a_most, a_odd, b_most, b_odd, certified, L)
-            a_unit = gl.convert_layout(gl.where(a_most > 0, a_most, 1.0), EACH)
-            b_unit = gl.convert_layout(gl.where(b_most > 0, b_most, 1.0), EACH)
-            weight = gl.zeros([BM, BN], gl.float32, L)
-            heaviest = gl.zeros([BM, BN], gl.float32, L)
-            for block in range(zero, blocks):
-                barrier()
-                number = blocks + block
-                fetch(
-                    a_terms, b_terms, a_s, b_s, bars, a_base + i0, b_base + j0,
-                    (first + block) * BK, number, True, BYTES, STAGES,
-                )  # fmt: skip
-                chunk = (block // chunk_blocks).to(gl.int64)
-                fa = gl.abs(_scale_of_each(a_scales + (chunk * a_rows + i0), i, m - i0)) / a_unit
-                fb = gl.abs(_scale_of_each(b_scales + (chunk * b_rows + j0), j, n - j0)) / b_unit
-                arrive(bars, number, STAGES)
-                x = terms_in(a_s, number, TERMS, BM, BK, STAGES).index(0)
-                x = x.load(gl.DotOperandLayout(0, L, 2))
-                y = terms_in(b_s, number, TERMS, BN, BK, STAGES).index(0).permute((1, 0))
-                y = y.load(gl.DotOperandLayout(1, L, 2))
-                part = mma_v2(gl.abs(x), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
-                # In units of the largest scales: nothing overflows, and underflow only takes away.
-                fa = gl.convert_layout(fa, gl.SliceLayout(1, L))[:, None]
-                fb = gl.convert_layout(fb, gl.SliceLayout(0, L))[None, :]
-                weight += (part * fa) * fb
-                heaviest = gl.maximum(heaviest, part)
-            # What underflows to 2^-24 weighs too much, by 2^-9 a product at most. Where scales are
-            # so small, the sums themselves may have underflowed, whatever they weigh.
-            light = (weight < certified + blocks * (BK * 0.00390625)) | (need <= _UNDERFLOW)
-            # A sum of nothing but zeros is exact: hi is 0 for zeros alone.
-            wrong = any_of(light & (heaviest > 0) & (need > 0))
-    settle(
-        total, wrong, a, b, c, out, i0, j0, m, n, first * BK,
-        gl.minimum((first + blocks) * BK, k), chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
-        c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, GRAM, SHARED, BM,
-        BN, W,
-    )  # fmt: skip
+        if (doubtful > 0) | (wrong > 0):
+            wrong = settle(
+                a_terms, b_terms, a, b, a_scales, b_scales, c, out, wrong, i0, j0, m, n, k, a_rows,
+                b_rows, a_base, b_base, first, blocks, chunk_blocks, a_row, a_k, b_row, b_k, c_row,
+                c_col, out_row, out_col, alpha, beta, certified, HAS_C, ROWS, OUT_T, TERMS, GRAM,
+                BM, BN, BK, W,
+            )  # fmt: skip
+    if SHARED:  # noqa: SIM102
+        if wrong == 0:  # what was added was kept until then: the result takes its place
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
+            )  # fmt: skip
 
 
 def continuous_product(

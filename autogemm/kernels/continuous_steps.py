@@ -14,6 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from autogemm.kernels.warpgroups import arrive, barrier, by_tma
 
+TOTAL_SCALE = gl.constexpr(2.0**14)
+UNDERFLOW = gl.constexpr(2.0**-96)
+
 
 @gluon.jit
 def fetch(
@@ -90,3 +93,23 @@ def sum_of_chunk(
     fa = gl.convert_layout(fa, gl.SliceLayout(1, MMA))[:, None]
     fb = gl.convert_layout(gl.abs(fb), gl.SliceLayout(0, MMA))[None, :]
     return (part * fa) * fb
+
+
+@gluon.jit
+def needed(a_most, a_least, b_most, b_least, certified, L: gl.constexpr):
+    """How large a total must be to certify an element: 0 where no stretch of it is flagged."""
+    a_most = gl.convert_layout(a_most, gl.SliceLayout(1, L))[:, None]
+    a_least = gl.convert_layout(a_least, gl.SliceLayout(1, L))[:, None]
+    b_most = gl.convert_layout(b_most, gl.SliceLayout(0, L))[None, :]
+    b_least = gl.convert_layout(b_least, gl.SliceLayout(0, L))[None, :]
+    need = (a_most * (certified * TOTAL_SCALE)) * b_most
+    # The floor holds where the product underflows too. A row or column of zeros needs nothing.
+    need = gl.where((a_most > 0) & (b_most > 0), gl.maximum(need, UNDERFLOW), 0.0)
+    need = gl.where((a_least < 0) | (b_least < 0), need, 0.0)
+    return need, (a_least < 0) & (b_least < 0)
+
+
+@gluon.jit
+def scale_of_each(scales, each, reach):
+    """A chunk's scales, an element a thread; a sign is a flag."""
+    return gl.load(scales + each, mask=each < reach, other=0.0)

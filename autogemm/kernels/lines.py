@@ -11,6 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from autogemm.kernels.checks import any_of, count_of
 from autogemm.kernels.warpgroups import arrive, barrier, bring, in_registers
 
 _AT_ONCE = gl.constexpr(16)
@@ -19,14 +20,32 @@ _AT_ONCE = gl.constexpr(16)
 
 @gluon.jit
 def mark(
-    wrong, out, i0, j0, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
+    light, wrong, out, i0, j0, out_row, out_col, LINE: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
-    """Make NaN of elements of a tile that was stored; L is the layout of ``wrong``."""
+    """How many elements of a tile are ``light``, or ``wrong`` if that is more.
+
+    1 for any number of them unless LINE; up to LINE of them become NaN in the tile as it was
+    stored. L is the layout of ``light``.
+    """
+    if LINE > 0:
+        wrong = gl.maximum(wrong, count_of(light))  # an inf weighs little, too
+        if wrong <= LINE:
+            _make_nan(light, out, i0, j0, out_row, out_col, BM, BN, L)
+    else:
+        wrong = any_of(light)
+    return wrong
+
+
+@gluon.jit
+def _make_nan(
+    where, out, i0, j0, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
+):  # fmt: skip
     i = (i0 + gl.arange(0, BM, layout=gl.SliceLayout(1, L))).to(gl.int64)
     j = (j0 + gl.arange(0, BN, layout=gl.SliceLayout(0, L))).to(gl.int64)
     nan = gl.zeros([BM, BN], gl.float32, L) + float("nan")
     barrier()  # whichever thread stored an element is to have done so
-    gl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=wrong)
+    gl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=where)
 
 
 @gluon.jit
@@ -73,17 +92,18 @@ def _bring(
 
 @gluon.jit
 def line_of_tiles(
-    x, x_k, tiles, kinds, j0, first, last, used, K_FIRST: gl.constexpr, KINDS: gl.constexpr,
+    x, x_k, tiles, kinds, j0, first, last, K_FIRST: gl.constexpr, KINDS: gl.constexpr,
     BK: gl.constexpr, WIDE: gl.constexpr, STAGES: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     """The sums of x[k]·y[k, j] over k in [first, last), y being the other operand's tiles.
 
     These are of BK by WIDE, or transposed unless K_FIRST, and arrive in turn at the ``kinds`` of
-    memory with their barriers, of which each has seen ``used`` of its kind.
+    memory with their barriers, none of which has been used.
     """
     L: gl.constexpr = in_registers(1 if K_FIRST else 0, BK, WIDE, W)
     STEP: gl.constexpr = KINDS * BK
     each = gl.arange(0, BK, layout=gl.SliceLayout(1, L))
+    used = first * 0
     fence_async_shared()
     barrier()
     for s in gl.static_range(STAGES):

@@ -18,19 +18,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.checks import any_of, count_of, number_of_bad, within
+from autogemm.kernels.checks import CERTIFIED, FEW_CHUNKS, any_of, look_over, stretches, within
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
-from autogemm.kernels.lines import (
-    line_in,
-    line_of_memory,
-    line_of_tiles,
-    mark,
-    store_line,
-)
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import split_columns
 from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.streamed_settle import settle
 from autogemm.kernels.streamed_steps import (
     above_zero,
     add_products,
@@ -38,7 +32,6 @@ from autogemm.kernels.streamed_steps import (
     half_of_a,
     least_weight,
     scale_of_columns,
-    weigh,
 )
 from autogemm.kernels.warpgroups import (
     arrive,
@@ -53,15 +46,11 @@ from autogemm.kernels.warpgroups import (
     largest,
     origin,
     scale_of,
-    settle,
     store,
     terms_of,
-    weighing,
     written_to,
 )
 
-_CERTIFIED = gl.constexpr(2.0**19)
-"""As in ``fused_product``."""
 _ROOM = gl.constexpr(16.0)
 """How much larger B's scales may become behind the first block, which certifies a tile."""
 
@@ -77,7 +66,8 @@ def _streamed_kernel(
     out_col, slice_k, chunk_blocks, group, alpha, beta, gain,
     HAS_C: gl.constexpr, ROWS: gl.constexpr, A_T: gl.constexpr, OUT_T: gl.constexpr,
     TERMS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr, GUARD: gl.constexpr, SHARED: gl.constexpr, W: gl.constexpr,
+    STAGES: gl.constexpr, GUARD: gl.constexpr, SHARED: gl.constexpr, AHEAD: gl.constexpr,
+    W: gl.constexpr,
 ):  # fmt: skip
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BN, 16])
     LA: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
@@ -114,14 +104,22 @@ def _streamed_kernel(
         )  # fmt: skip
     each = gl.arange(0, BN, layout=gl.BlockedLayout([1], [32], [W], [0]))
     first_unit = scale_of_columns(scales, each, n - j0)
+    grown = zero
+    if GUARD and AHEAD:
+        chunks = (pairs + chunk_pairs - 1) // chunk_pairs
+        highest, _ = stretches(scales, n, n - j0, zero, chunks, BN, W)
+        highest = gl.convert_layout(highest, gl.BlockedLayout([1], [32], [W], [0]))
+        grown = gl.max((highest > first_unit * _ROOM).to(gl.int32), 0)
     arrive(bars, used, STAGES)
     x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
     a_down = scale_of(largest(x, 1))
     hi, lo = terms_of(x, a_down[:, None])
+    doubt = gl.zeros([BM], gl.float32, gl.SliceLayout(1, MMA))  # 1 for rows of a tile
     doubtful = zero
     if GUARD:
         least = least_weight(hi, b_hi, used, m - i0, n - j0, STAGES, BM, BN, BK, W)
-        doubtful = (least < (_CERTIFIED + 1.0) * _ROOM).to(gl.int32)
+        doubt = gl.where(least < (CERTIFIED + 1.0) * _ROOM, 1.0, 0.0)
+        doubt = gl.convert_layout(doubt, gl.SliceLayout(1, MMA))
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
@@ -130,7 +128,7 @@ def _streamed_kernel(
     wrong = zero + (LINE + 1)
     while (wrong > LINE) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
-            doubtful = zero + 1
+            doubt += 1.0
             most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
             for pair in range(zero, pairs):
                 barrier()
@@ -198,13 +196,15 @@ def _streamed_kernel(
             scale += n
         barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong = number_of_bad(total, m - i0, n - j0, LINE > 0, BM, BN, MMA)
+        wrong, doubtful = look_over(total, doubt, m - i0, n - j0, LINE > 0, BM, BN, MMA)
         attempts += 1
     if GUARD:
         # What the first block certified was in units of its own.
-        doubtful += gl.max((unit > first_unit * _ROOM).to(gl.int32), 0)
+        if not AHEAD:
+            grown = gl.max((unit > first_unit * _ROOM).to(gl.int32), 0)
+        doubtful += grown
         if doubtful > 0:
-            light = gl.abs(total) < _CERTIFIED
+            light = gl.abs(total) < CERTIFIED
             doubtful = any_of(within(m - i0, n - j0, BM, BN, MMA) & light)
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
@@ -218,77 +218,21 @@ def _streamed_kernel(
             OUT_T, False, BM, BN, W,
         )  # fmt: skip
     if GUARD:
-        is_open = (wrong <= LINE) if LINE > 0 else (wrong == 0)
-        if (doubtful > 0) & is_open:
-            # Others, so that the result may pass through where those were.
-            a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
-            b_hi = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
-            if TERMS == 2:
-                b_lo = gl.allocate_shared_memory(gl.float16, [STAGES, BN, PAIR], SB)
-            else:
-                b_lo = b_hi
-            L: gl.constexpr = weighing(W)
-            cols = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
-            weight = gl.zeros([BM, BN], gl.float32, L)
-            heaviest = gl.zeros([BM, BN], gl.float32, L)
-            down = gl.convert_layout(inverse(above_zero(unit)), gl.SliceLayout(0, L))
-            for pair in range(zero, pairs):
-                barrier()
-                fetch_pair(
-                    a_tiles, b_tiles, a_s, b_hi, b_lo, bars, i0, j0, n, first + pair * PAIR,
-                    used, True, A_T, TERMS, BYTES, STAGES,
-                )  # fmt: skip
-                arrive(bars, used, STAGES)
-                part = weigh(a_s, b_hi, used, 0, a_down, A_T, STAGES, BM, BN, BK, W)
-                part += weigh(a_s, b_hi, used, 1, a_down, A_T, STAGES, BM, BN, BK, W)
-                of_chunk = scale_of_columns(
-                    scales + (2 * pair // chunk_blocks).to(gl.int64) * n, cols, n - j0
-                )
-                weight += part * (of_chunk * down)[None, :]
-                heaviest = gl.maximum(heaviest, part)
-                used += 1
-            # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
-            enough = _CERTIFIED + length * 0.0078125
-            light = within(m - i0, n - j0, BM, BN, L) & (weight < enough) & (heaviest > 0)
-            if LINE > 0:
-                wrong = gl.maximum(wrong, count_of(light))  # B's inf weighs little
-                if wrong <= LINE:
-                    mark(light, out, i0, j0, out_row, out_col, BM, BN, L)
-            else:
-                wrong = any_of(light)
-    if LINE > 0:
-        line = zero - 1  # of the tile, that is computed by itself
-        if (wrong > 0) & (wrong <= LINE):
-            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
-            wrong = gl.where(line < 0, wrong, 0)
-    settle(
-        total, wrong, a, b, c, out, i0, j0, m, n, first, first + length,
-        chunk_blocks * BK // 2, a_row, a_k, b_row, b_k,
-        c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, False, SHARED, BM,
-        BN, W, LINE,
-    )  # fmt: skip
-    if LINE > 0:  # noqa: SIM102
-        if line >= 0:
-            if line < BM:
-                barrier()
-                row = line_of_memory(
-                    a + (i0 + line).to(gl.int64) * a_row, a_k, b + j0.to(gl.int64) * b_row, b_k,
-                    b_row, n - j0, first, first + length, BN, W,
-                )  # fmt: skip
-                store_line(
-                    row, c, out, i0 + line, j0, n - j0, False, c_row, c_col, out_row, out_col,
-                    alpha, beta, HAS_C, False, BN, W,
-                )  # fmt: skip
-            else:
-                a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
-                col = line_of_tiles(
-                    b + (j0 + line - BM).to(gl.int64) * b_row, b_k, a_tiles, ((a_s, bars),), i0,
-                    first, first + length, used, A_T, 1, PAIR, BM, STAGES, W,
-                )  # fmt: skip
-                store_line(
-                    col, c, out, j0 + line - BM, i0, m - i0, False, c_col, c_row, out_col, out_row,
-                    alpha, beta, HAS_C, False, BM, W,
-                )  # fmt: skip
+        if (doubtful > 0) | (wrong > 0):
+            wrong = settle(
+                a_tiles, b_tiles, a, b, scales, c, out, doubtful, attempts, wrong, i0, j0, m, n,
+                first, first + length, chunk_blocks * BK, a_row, a_k, b_row, b_k, c_row, c_col,
+                out_row, out_col, alpha, beta, HAS_C, ROWS, A_T, OUT_T, BM, BN, BK, STAGES, LINE,
+                W,
+            )  # fmt: skip
+    else:
+        wrong = zero  # nobody computes it again
+    if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
+        if wrong == 0:  # what was added was kept until then: the result takes its place
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, False, BM, BN, W,
+            )  # fmt: skip
 
 
 def streamed_product(
@@ -344,6 +288,7 @@ def streamed_product(
             "STAGES": tiling.stages,
             "GUARD": guard,
             "SHARED": result.is_shared,
+            "AHEAD": slice_k <= FEW_CHUNKS.value * chunk,
             "W": tiling.warps,
         },
         num_warps=tiling.warps,

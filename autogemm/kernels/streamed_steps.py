@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
 )
 
-from autogemm.kernels.checks import least_of
+from autogemm.kernels.checks import least_of_rows
 from autogemm.kernels.warpgroups import absolute, bring, weighing
 
 
@@ -92,7 +92,7 @@ def least_weight(
     hi, b_hi, number, rows, cols, STAGES: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     BK: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """A tile's least sum of |hi·hi| over the first half of a pair of blocks.
+    """The least sum of |hi·hi| in each row of a tile, over the first half of a pair of blocks.
 
     ``hi`` lies as warpgroups take it, which is how each warp's own products do.
     """
@@ -100,7 +100,7 @@ def least_weight(
     x = gl.abs(gl.convert_layout(hi, gl.DotOperandLayout(0, L, 2)))
     y = half_of_b(b_hi, number, 0, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
     weight = mma_v2(x, gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
-    return least_of(weight, rows, cols, BM, BN, L)
+    return least_of_rows(weight, rows, cols, BM, BN, L)
 
 
 @gluon.jit

@@ -19,13 +19,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.checks import any_of, count_of, least_of, number_of_bad, within
+from autogemm.kernels.checks import CERTIFIED, any_of, least_of_rows, look_over, within
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
-from autogemm.kernels.lines import line_in, line_of_tiles, mark, store_line
 from autogemm.kernels.raster import is_gram, tile_count
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split_product import Tiling
+from autogemm.kernels.tandem_settle import settle
 from autogemm.kernels.tandem_steps import (
     BLOCK,
     blocks,
@@ -49,14 +49,10 @@ from autogemm.kernels.warpgroups import (
     largest,
     origin,
     scale_of,
-    settle,
     store,
     terms_of,
     written_to,
 )
-
-_CERTIFIED = gl.constexpr(2.0**19)
-"""As in ``fused_product``."""
 
 
 @gluon.jit(
@@ -126,11 +122,12 @@ def _tandem_kernel(
     x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
     a_down = scale_of(largest(x, 1))
     b_down = scale_of(largest(y, 0))
+    doubt = gl.zeros([BM], gl.float32, gl.SliceLayout(1, MMA))  # 1 for rows of a tile
     doubtful = zero
     if GUARD:
         weight = weigh(x, y, a_down, b_down, odd_b_hi.index(0), A_T, BM, BN, MMA)
-        least = least_of(weight, m - i0, n - j0, BM, BN, MMA)
-        doubtful = (least < _CERTIFIED + 1.0).to(gl.int32)
+        least = least_of_rows(weight, m - i0, n - j0, BM, BN, MMA)
+        doubt = gl.where(least < CERTIFIED + 1.0, 1.0, 0.0)
     total = gl.zeros([BM, BN], gl.float32, MMA)
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
     LINE: gl.constexpr = (BM if BM > BN else BN) if GUARD and not SHARED and TERMS == 2 else 0
@@ -138,7 +135,7 @@ def _tandem_kernel(
     wrong = zero + (LINE + 1)
     while (wrong > LINE) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
-            doubtful = zero + 1
+            doubt += 1.0
             a_most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
             b_most = gl.zeros([BN], gl.float32, gl.SliceLayout(0, LB))
             for pair in range(zero, pairs):
@@ -201,11 +198,12 @@ def _tandem_kernel(
             total += part * (1.0 + gain * (2 * (stop - start)))
         barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong = number_of_bad(total, m - i0, n - j0, LINE > 0, BM, BN, MMA)
+        wrong, doubtful = look_over(total, doubt, m - i0, n - j0, LINE > 0, BM, BN, MMA)
         attempts += 1
-    if doubtful > 0:
-        light = gl.abs(total) < _CERTIFIED
-        doubtful = any_of(light & within(m - i0, n - j0, BM, BN, MMA))
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
+        if doubtful > 0:
+            light = gl.abs(total) < CERTIFIED
+            doubtful = any_of(light & within(m - i0, n - j0, BM, BN, MMA))
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
     b_up = gl.convert_layout(inverse(b_down), gl.SliceLayout(0, MMA))[None, :]
@@ -218,74 +216,20 @@ def _tandem_kernel(
             OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
     if GUARD:
-        is_open = (wrong <= LINE) if LINE > 0 else (wrong == 0)
-        if (doubtful > 0) & is_open:
-            # Others, so that the result may pass through where those were.
-            a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
-            b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
-            odd_a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
-            odd_b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
-            b_hi = gl.allocate_shared_memory(gl.float16, H_SHAPE, SH)
-            even = (a_s, b_s, a_bars, b_bars, b_hi, b_hi)
-            odd = (odd_a_s, odd_b_s, odd_a_bars, odd_b_bars, b_hi, b_hi)
-            weight = gl.zeros([BM, BN], gl.float32, MMA)
-            for pair in range(zero, pairs):
-                barrier()
-                fetch_pair(
-                    a_tiles, b_tiles, even, odd, i0, j0, first + pair * PAIR, used, True, A_T,
-                    B_T, BM, BN, STAGES,
-                )  # fmt: skip
-                x, y = blocks(even, used, A_T, B_T, BM, STAGES, LA, LB, W)
-                weight += weigh(x, y, a_down, b_down, b_hi.index(0), A_T, BM, BN, MMA)
-                x, y = blocks(odd, used, A_T, B_T, BM, STAGES, LA, LB, W)
-                weight += weigh(x, y, a_down, b_down, b_hi.index(1), A_T, BM, BN, MMA)
-                used += 1
-            # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
-            enough = _CERTIFIED + length * 0.0078125
-            light = within(m - i0, n - j0, BM, BN, MMA) & (weight < enough) & (weight != 0)
-            if LINE > 0:
-                wrong = gl.maximum(wrong, count_of(light))
-                if wrong <= LINE:
-                    mark(light, out, i0, j0, out_row, out_col, BM, BN, MMA)
-            else:
-                wrong = any_of(light)
-    if LINE > 0:
-        line = zero - 1  # of the tile, that is computed by itself
-        if (wrong > 0) & (wrong <= LINE):
-            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
-            wrong = gl.where(line < 0, wrong, 0)
-    settle(
-        total, wrong, a, b, c, out, i0, j0, m, n, first, first + length,
-        chunk_pairs * BK, a_row, a_k, b_row, b_k,
-        c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GUARD, GRAM, SHARED, BM,
-        BN, W, LINE,
-    )  # fmt: skip
-    if LINE > 0:  # noqa: SIM102
-        if line >= 0:
-            if line < BM:
-                b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
-                odd_b_s = gl.allocate_shared_memory(gl.float32, B_SHAPE, SB)
-                row = line_of_tiles(
-                    a + (i0 + line).to(gl.int64) * a_row, a_k, b_tiles,
-                    ((b_s, b_bars), (odd_b_s, odd_b_bars)), j0, first, first + length, used,
-                    not B_T, 2, BK, BN, STAGES, W,
-                )  # fmt: skip
-                store_line(
-                    row, c, out, i0 + line, j0, n - j0, i0 != j0, c_row, c_col, out_row, out_col,
-                    alpha, beta, HAS_C, GRAM, BN, W,
-                )  # fmt: skip
-            else:
-                a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
-                odd_a_s = gl.allocate_shared_memory(gl.float32, A_SHAPE, SA)
-                col = line_of_tiles(
-                    b + (j0 + line - BM).to(gl.int64) * b_row, b_k, a_tiles,
-                    ((a_s, a_bars), (odd_a_s, odd_a_bars)), i0, first, first + length, used,
-                    A_T, 2, BK, BM, STAGES, W,
-                )  # fmt: skip
-                store_line(
-                    col, c, out, j0 + line - BM, i0, m - i0, i0 != j0, c_col, c_row, out_col,
-                    out_row, alpha, beta, HAS_C, GRAM, BM, W,
-                )  # fmt: skip
+        if (doubtful > 0) | (wrong > 0):
+            wrong = settle(
+                a_tiles, b_tiles, a, b, c, out, doubtful, attempts, wrong, i0, j0, m, n, first,
+                first + length, chunk_pairs * BK, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
+                out_col, alpha, beta, HAS_C, ROWS, A_T, B_T, OUT_T, GRAM, BM, BN, STAGES, LINE, W,
+            )  # fmt: skip
+    else:
+        wrong = zero  # nobody computes it again
+    if SHARED:  # noqa: SIM102
+        if wrong == 0:  # what was added was kept until then: the result takes its place
+            store(
+                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
+                ROWS, OUT_T, GRAM, BM, BN, W,
+            )  # fmt: skip
 
 
 def tandem_product(

@@ -115,6 +115,14 @@ def barriers_of(STAGES: gl.constexpr):
 
 
 @gluon.jit
+def forget(bars, STAGES: gl.constexpr):
+    """Free the memory of barriers, for others to lie there."""
+    barrier()
+    for s in gl.static_range(STAGES):
+        mbarrier.invalidate(bars.index(s))
+
+
+@gluon.jit
 def bring(x, line, at, bar, tile, wanted, K_FIRST: gl.constexpr):
     """Start to bring the tile of x at ``line`` and at ``at`` of k. K_FIRST: x is described by k."""
     if K_FIRST:
@@ -249,40 +257,20 @@ def ieee_tile(
 
 
 @gluon.jit
-def settle(
-    total, wrong, a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row,
-    c_col, out_row, out_col, alpha, beta, HAS_C: gl.constexpr, ROWS: gl.constexpr,
-    OUT_T: gl.constexpr, GUARD: gl.constexpr, GRAM: gl.constexpr, SHARED: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr, LINE: gl.constexpr = 0,
+def write_again(
+    a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
+    out_col, alpha, beta, HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr,
+    GRAM: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """Compute a tile that is ``wrong`` again, over k in [first, last); else write it, if C was
-    kept for that (SHARED: the result takes its place).
+    """Compute a tile over k in [first, last), in sums of ``chunk`` elements each, and write it.
 
-    ``wrong`` is 0 or 1, where LINE is not 0 a count.
+    Whichever threads stored its elements before must have met the others since.
     """
-    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
-        if wrong > 0:
-            barrier()  # whichever thread stored an element is to have done so
-            # Unknown to the compiler, which would keep places of a store: as many registers.
-            nothing = (wrong >> 20) if LINE > 0 else (wrong - 1)
-            i0 += nothing
-            c_row += nothing
-            c_col += nothing
-            out_row += nothing
-            out_col += nothing
-            again = ieee_tile(
-                a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM, BN, W
-            )
-            store(
-                again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, GRAM, BM, BN, W,
-            )  # fmt: skip
-    if SHARED:  # noqa: SIM102
-        if wrong == 0:
-            store(
-                total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
-                ROWS, OUT_T, GRAM, BM, BN, W,
-            )  # fmt: skip
+    again = ieee_tile(a, b, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, BM, BN, W)
+    store(
+        again, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+        OUT_T, GRAM, BM, BN, W,
+    )  # fmt: skip
 
 
 @gluon.jit
