@@ -12,7 +12,7 @@ import pytest
 import torch
 from gluon_stand_in import fixture_for
 from invented import GPU
-from test_kernels import LAYOUTS, PLACE, gpu_problem, here, normal, serve
+from test_kernels import LAYOUTS, ON_GPU, PLACE, gpu_problem, here, normal, serve
 from test_skinny import check_bad_elements, integers
 
 from autogemm.grading.hostile import HOSTILE, names_for, seeded
@@ -153,13 +153,13 @@ def test_no_slice_is_empty(launched: list[tuple[int, dict[str, Any]]]) -> None:
 @pytest.mark.parametrize("name", names_for(torch.float32))
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 def test_the_bound_is_kept_on_hostile_operands(name: str, layout: str) -> None:
-    for m, n in ((12, 68), (68, 12)):
+    for turn, (m, n) in enumerate(((12, 68), (68, 12)), layout in ("nt", "tn")):
         A, B, C = HOSTILE[name](m, n, 140, torch.float32, seeded("lanes", name))
         truth = Truth(1.5, A, B, 0.5, C)
         A, B, C = (x.to(PLACE) for x in (A, B, C))
         A = LAYOUTS["col"](A) if layout[0] == "t" else A
         B = LAYOUTS["col"](B) if layout[1] == "t" else B
-        for slices in (1, 2):
+        for slices in (1, 2) if ON_GPU else (1 + turn % 2,):
             assert serve(candidate(slices=slices), 1.5, A, B, 0.5, C.clone(), "C", truth)
 
 
