@@ -36,7 +36,7 @@ LAYERS = (
     ("search",),
     ("renewal",),
     ("tuner",),
-    ("supervisor", "benchmark", "eager_gap", "guard_cost", "overhead"),
+    ("supervisor", "benchmark", "eager_gap", "guard_cost", "overhead", "versions"),
     ("contestants",),
     ("peers",),
     ("comparisons",),
