@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,20 @@ def terminate(number: int, frame: object) -> None:
 def status_of(interrupt: KeyboardInterrupt) -> int:
     """What a shell gives a command that the signal ended."""
     return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def told(command: Callable[[], int]) -> int:
+    """Run a script's command; its exit status, also where Ctrl-C or a closed pipe ended it."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as interrupt:
+        print("stopped", file=sys.stderr)
+        return status_of(interrupt)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def collected(

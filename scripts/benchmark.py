@@ -10,7 +10,6 @@ import argparse
 import collections
 import dataclasses
 import json
-import os
 import random
 import signal
 import sys
@@ -38,7 +37,7 @@ from autogemm.device import (
     software_versions,
 )
 from autogemm.errors import AutogemmError
-from autogemm.long_runs import collected, may_be_replaced, status_of, terminate
+from autogemm.long_runs import collected, may_be_replaced, status_of, terminate, told
 from autogemm.overhead import launch_costs, overhead
 from autogemm.precision import LEVELS
 from autogemm.problem import DTYPE_NAMES, DTYPES
@@ -116,16 +115,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        code = run(parse())
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt as interrupt:
-        print("stopped", file=sys.stderr)
-        return status_of(interrupt)
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return told(lambda: run(parse()))
 
 
 def run(options: argparse.Namespace) -> int:

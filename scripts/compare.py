@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from autogemm.database import find_table, read_table
 from autogemm.device import default_device, device_named, device_of
 from autogemm.errors import AutogemmError
-from autogemm.long_runs import collected, status_of, terminate
+from autogemm.long_runs import collected, terminate, told
 from autogemm.precision import LEVELS
 from autogemm.problem import DTYPE_NAMES, DTYPES
 from autogemm.report import geomean, text_table
@@ -50,16 +49,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        code = run(parse())
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt as interrupt:
-        print("stopped", file=sys.stderr)
-        return status_of(interrupt)
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return told(lambda: run(parse()))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from autogemm.kernels.checks import any_of, count_of
-from autogemm.kernels.warpgroups import arrive, barrier, bring, in_registers
+from autogemm.kernels.checks import CERTIFIED, any_of, count_of, within
+from autogemm.kernels.warpgroups import arrive, barrier, bring, in_registers, write_again
 
 _AT_ONCE = gl.constexpr(16)
 """Columns of a tile that are read at a time; no tile has fewer."""
@@ -20,14 +20,17 @@ _AT_ONCE = gl.constexpr(16)
 
 @gluon.jit
 def mark(
-    light, wrong, out, i0, j0, out_row, out_col, LINE: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr, L: gl.constexpr,
+    weight, length, wrong, out, i0, j0, m, n, out_row, out_col, LINE: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
-    """How many elements of a tile are ``light``, or ``wrong`` if that is more.
+    """How many elements' ``weight`` over so many products is too little; ``wrong`` if that is more.
 
     1 for any number of them unless LINE; up to LINE of them become NaN in the tile as it was
-    stored. L is the layout of ``light``.
+    stored. L is the layout of ``weight``.
     """
+    # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
+    enough = CERTIFIED + length * 0.0078125
+    light = within(m - i0, n - j0, BM, BN, L) & (weight < enough) & (weight != 0)
     if LINE > 0:
         wrong = gl.maximum(wrong, count_of(light))  # an inf weighs little, too
         if wrong <= LINE:
@@ -75,6 +78,31 @@ def line_in(
     rows = gl.sum(in_row * (65536 + i), 0)
     line = gl.where(cols >> 16 == 1, BM + (cols & 65535), -1)
     return gl.where(rows >> 16 == 1, rows & 65535, line)
+
+
+@gluon.jit
+def line_or_tile(
+    a, b, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
+    out_row, out_col, alpha, beta, HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr,
+    GRAM: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, LINE: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """What ``line_in`` finds, if up to LINE elements are ``wrong``; else -1.
+
+    Where something is wrong and it is -1, the tile is computed again.
+    """
+    line = first * 0 - 1
+    if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
+        if (wrong > 0) & (wrong <= LINE):
+            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
+    if (wrong > 0) & (line < 0):
+        # Nobody is to be waited for. Without it the copies' descriptors are addressed from
+        # registers of each thread in the main loop of ``streamed`` (ptxas 12.8).
+        barrier()
+        write_again(
+            a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
+            out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, W,
+        )  # fmt: skip
+    return line
 
 
 @gluon.jit

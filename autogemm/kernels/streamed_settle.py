@@ -9,8 +9,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-from autogemm.kernels.checks import CERTIFIED, LEAST_SHARE, within
-from autogemm.kernels.lines import line_in, line_of_memory, line_of_tiles, mark, store_line
+from autogemm.kernels.checks import LEAST_SHARE
+from autogemm.kernels.lines import (
+    line_of_memory,
+    line_of_tiles,
+    line_or_tile,
+    mark,
+    store_line,
+)
 from autogemm.kernels.streamed_steps import (
     above_zero,
     fetch_pair,
@@ -28,7 +34,6 @@ from autogemm.kernels.warpgroups import (
     largest,
     scale_of,
     weighing,
-    write_again,
 )
 
 
@@ -85,10 +90,9 @@ def _number_of_light(
         weight += part * gl.maximum(of_chunk * down, LEAST_SHARE)[None, :]
         used += 1
     forget(bars, 1)
-    # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
-    enough = CERTIFIED + (last - first) * 0.0078125
-    light = within(m - i0, n - j0, BM, BN, L) & (weight < enough) & (weight != 0)
-    return mark(light, wrong, out, i0, j0, out_row, out_col, LINE, BM, BN, L)
+    return mark(
+        weight, last - first, wrong, out, i0, j0, m, n, out_row, out_col, LINE, BM, BN, L
+    )
 
 
 @gluon.jit(noinline=True)
@@ -108,16 +112,11 @@ def settle(
             a_tiles, b_tiles, scales, out, attempts, wrong, i0, j0, m, n, first, last, chunk,
             out_row, out_col, A_T, BM, BN, BK, LINE, W,
         )  # fmt: skip
-    line = first * 0 - 1
+    line = line_or_tile(
+        a, b, c, out, wrong, i0, j0, m, n, first, last, chunk // 2, a_row, a_k, b_row, b_k, c_row,
+        c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, False, BM, BN, LINE, W,
+    )  # fmt: skip
     if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
-        if (wrong > 0) & (wrong <= LINE):
-            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
-    if (wrong > 0) & (line < 0):
-        write_again(
-            a, b, c, out, i0, j0, m, n, first, last, chunk // 2, a_row, a_k, b_row, b_k, c_row,
-            c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, False, BM, BN, W,
-        )  # fmt: skip
-    if LINE > 0:  # noqa: SIM102
         if line >= 0:
             if line < BM:
                 barrier()

@@ -15,8 +15,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
-from autogemm.kernels.checks import CERTIFIED, within
-from autogemm.kernels.lines import line_in, line_of_tiles, mark, store_line
+from autogemm.kernels.lines import line_of_tiles, line_or_tile, mark, store_line
 from autogemm.kernels.tandem_steps import BLOCK
 from autogemm.kernels.warpgroups import (
     absolute,
@@ -27,7 +26,6 @@ from autogemm.kernels.warpgroups import (
     largest,
     scale_of,
     weighing,
-    write_again,
 )
 
 
@@ -81,10 +79,9 @@ def _number_of_light(
         x = gl.convert_layout(absolute(x, a_down[:, None]), gl.DotOperandLayout(0, L, 2))
         y = gl.convert_layout(absolute(y, b_down[None, :]), gl.DotOperandLayout(1, L, 2))
         weight = mma_v2(x, y, weight)
-    # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
-    enough = CERTIFIED + (last - first) * 0.0078125
-    light = within(m - i0, n - j0, BM, BN, L) & (weight < enough) & (weight != 0)
-    return mark(light, wrong, out, i0, j0, out_row, out_col, LINE, BM, BN, L)
+    return mark(
+        weight, last - first, wrong, out, i0, j0, m, n, out_row, out_col, LINE, BM, BN, L
+    )
 
 
 @gluon.jit(noinline=True)
@@ -111,16 +108,11 @@ def settle(
             a_k if A_T else 1, b_row if B_T else 1, 1 if B_T else b_k, out_row, out_col, A_T, B_T,
             BM, BN, LINE, W,
         )  # fmt: skip
-    line = first * 0 - 1
+    line = line_or_tile(
+        a, b, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row,
+        c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, LINE, W,
+    )  # fmt: skip
     if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
-        if (wrong > 0) & (wrong <= LINE):
-            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
-    if (wrong > 0) & (line < 0):
-        write_again(
-            a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
-            out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, W,
-        )  # fmt: skip
-    if LINE > 0:  # noqa: SIM102
         if line >= 0:
             bars = barriers_of(STAGES)
             odd_bars = barriers_of(STAGES)
