@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,8 @@ class Guarded:
     us: float
     share: float
     """What the checks add: the median over rounds of its time over that without them, less 1."""
-    bad_us: Mapping[str, float]
-    """With a single element replaced, by what it is and where."""
+    bad: Mapping[str, float]
+    """What a single element adds that is replaced, likewise, by what it is and where."""
 
 
 BAD_ELEMENTS = {
@@ -54,32 +55,48 @@ def guard_cost(entry: Entry, device: Device, where: torch.device) -> Guarded | N
     run = strategy.bind(problem, device, params)
     bare = strategy.bind(problem, device, params, guard=False)
     with Workbench.open(problem, device, where, check=False) as bench:
-        timers = {"": bench.graph(run), "unguarded": bench.graph(bare)}
-        rounds = _rounds(timers)
-        pairs = zip(rounds[""], rounds["unguarded"], strict=True)
-        share = statistics.median(guarded / without for guarded, without in pairs) - 1
-        bad: dict[str, float] = {}
-        operands = bench.operands
-        first = () if problem.batch == 1 else (0,)  # of a batch's matrices
+        timer = bench.graph(run)
+        timers = {"": timer, "unguarded": bench.graph(bare)}
         for name, (operand, value) in BAD_ELEMENTS.items():
-            at = (problem.m // 2, problem.k // 3)
-            if operand == "B":
-                at = (problem.k // 3, problem.n // 2)
-            changed = [x.A[first + at] if operand == "A" else x.B[first + at] for x in operands]
-            changed += [x.C for x in operands if x.C is not None and x.in_place]  # they spread
-            kept = [x.clone() for x in changed]
-            for x in changed[: len(operands)]:
-                x.fill_(value)
-            bad[name] = statistics.median(_rounds({name: timers[""]})[name])
-            for x, good in zip(changed, kept, strict=True):
-                x.copy_(good)
-        again = _rounds({"": timers[""]})[""]
+            timers[name] = _with_one(bench, timer, operand, value)
+        times = in_turns({Candidate.of(name): each for name, each in timers.items()}, _ROUNDS)
+    rounds = {candidate.strategy: samples for candidate, samples in times.items()}
     return Guarded(
-        problem=problem, candidate=choice.candidate, share=share, bad_us=bad,
-        us=(statistics.median(rounds[""]) + statistics.median(again)) / 2,
+        problem=problem, candidate=choice.candidate, us=statistics.median(rounds[""]),
+        share=_more(rounds[""], rounds["unguarded"]),
+        bad={name: _more(rounds[name], rounds[""]) for name in BAD_ELEMENTS},
     )  # fmt: skip
 
 
-def _rounds(timers: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    times = in_turns({Candidate.of(name): timer for name, timer in timers.items()}, _ROUNDS)
-    return {c.strategy: samples for c, samples in times.items()}
+def _more(times: list[float], others: list[float]) -> float:
+    return statistics.median(x / y for x, y in zip(times, others, strict=True)) - 1
+
+
+def _with_one(
+    bench: Workbench, timer: Callable[[], float], operand: str, value: float
+) -> Callable[[], float]:
+    def timed() -> float:
+        with _replaced(bench, operand, value):
+            return timer()
+
+    return timed
+
+
+@contextmanager
+def _replaced(bench: Workbench, operand: str, value: float) -> Iterator[None]:
+    """One element of an operand is ``value``, of a batch's first matrix."""
+    problem, operands = bench.problem, bench.operands
+    first = () if problem.batch == 1 else (0,)
+    at = (problem.m // 2, problem.k // 3)
+    if operand == "B":
+        at = (problem.k // 3, problem.n // 2)
+    changed = [x.A[first + at] if operand == "A" else x.B[first + at] for x in operands]
+    changed += [x.C for x in operands if x.C is not None and x.in_place]  # they spread
+    kept = [x.clone() for x in changed]
+    for x in changed[: len(operands)]:
+        x.fill_(value)
+    try:
+        yield
+    finally:
+        for x, good in zip(changed, kept, strict=True):
+            x.copy_(good)

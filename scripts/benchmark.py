@@ -297,7 +297,7 @@ def show_guard(
         return [
             (
                 str(entry.problem), f"{cost.us:.1f}", f"{cost.share:+.1%}",
-                *(f"{us / cost.us - 1:+.1%}" for us in cost.bad_us.values()),
+                *(f"{share:+.1%}" for share in cost.bad.values()),
             )
         ]  # fmt: skip
 
