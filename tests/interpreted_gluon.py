@@ -23,8 +23,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor
 
 KERNELS = Path(__file__).parent.parent / "autogemm" / "kernels"
 SHARED_NAMES = (
-    "checks", "warpgroups", "lines", "continuous_steps", "continuous_settle", "tandem_steps",
-    "tandem_settle", "streamed_steps", "streamed_settle",
+    "checks", "warpgroups", "weights", "lines", "continuous_steps", "continuous_settle",
+    "tandem_steps", "tandem_settle", "streamed_steps", "streamed_settle",
 )  # fmt: skip
 """The modules whose functions the kernels import, each behind those that it imports."""
 
@@ -127,6 +127,9 @@ class Tile:
 
     def slice(self, start: Any, length: Any, dim: int) -> View:
         return View(self).slice(start, length, dim)
+
+    def index(self, i: Any) -> View:
+        return View(self).index(i)
 
     def permute(self, order: tuple[int, int]) -> View:
         return View(self).permute(order)

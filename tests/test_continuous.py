@@ -535,6 +535,10 @@ WAITS = {
         "    for block in range(first * 0, blocks):\n",
     ),
     "no wait for a block that is read once more": ("arrive(bars, block, 1)\n", "pass\n"),
+    "barriers freed while somebody may wait at them": (
+        "    barrier()\n    for s in gl.static_range(STAGES):\n        mbarrier.invalidate",
+        "    for s in gl.static_range(STAGES):\n        mbarrier.invalidate",
+    ),
     "a tile is stored again while it is stored": ("    barrier()  # as in", "    # as in"),
     "more blocks than there are to begin with": ("s < blocks, BYTES", "True, BYTES"),
 }  # fmt: skip

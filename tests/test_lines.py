@@ -43,7 +43,10 @@ OTHERS = {
     "streamed, one term": streamed(64, 16, 64, method="fp16", chunk=128),
 }
 """These compute tiles again."""
-BAD = {"inf": math.inf, "-inf": -math.inf, "NaN": math.nan, "1e30": 1e30, "1e38": 1e38}
+BAD = {
+    "inf": math.inf, "-inf": -math.inf, "NaN": math.nan, "1e6": 1e6, "1e30": 1e30, "1e38": 1e38,
+}  # fmt: skip
+"""Beside 1e6 others may not be left out."""
 Operands = tuple[torch.Tensor, torch.Tensor]
 PLACES = {"first block": 3, "first of a block": 64, "second slice": 110, "last": 243}
 
@@ -173,6 +176,58 @@ def test_one_bad_element_costs_a_row_or_a_column(form: str, value: str, where: s
     for A, B in with_one(BAD[value], PLACES[where]):
         for slices in (1, SLICED):
             check(of(form, slices), A, B)
+
+
+@pytest.mark.skipif(ON_GPU, reason="what a kernel calls shows in the interpreter alone")
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("form", FORMS)
+def test_what_outweighs_its_line_is_all_that_is_read(
+    form: str, value: str, kernels: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in kernels.values():
+        monkeypatch.setitem(names_of_lines(module), "line_of_tiles", alarm)
+        monkeypatch.setitem(names_of_lines(module), "line_of_memory", alarm)
+    monkeypatch.setattr(settle, "_line", alarm)
+    for in_a in (True, False):
+        for slices in (1, SLICED):
+            A, B = operands()
+            if in_a:
+                A[66, 100] = BAD[value]
+            else:
+                B[100, 7] = BAD[value]
+            if value == "1e6":
+                with pytest.raises(errors.InterpreterError, match="alarm"):
+                    check(of(form, slices), A, B)
+            else:
+                check(of(form, slices), A, B)
+
+
+@pytest.mark.usefixtures("alarms")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_line_that_no_other_vouches_for_is_added_up(form: str) -> None:
+    """The tile has no other row (column): -inf and inf meet in a sum."""
+    bn = int(FORMS[form].kwargs["bn"])
+    A, B = normal(65, K), normal(K, 20)
+    A[64, 100], A[64, 110] = -math.inf, 1
+    B[100, 3], B[110, 3] = 1, math.inf
+    check(of(form, 1), A, B, None, "row")
+    A, B = normal(36, K), normal(bn + 1, K).t()
+    B[100, bn], B[110, bn] = -math.inf, 1
+    A[3, 100], A[3, 110] = 1, math.inf
+    check(of(form, 1), A, B, None, "row")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_elements_behind_the_first_block_are_not_left_out(form: str) -> None:
+    """They outgrow the scales of the first one, so that it says nothing of how large they are."""
+    A, B = operands()
+    B[200] *= 2.0**90
+    A[3, 50] = 1e30
+    check(of(form, 1), A, B)
+    A, B = operands()
+    A[:, 200] *= 2.0**90
+    B[50, 3] = 1e30
+    check(of(form, 1), A, B)
 
 
 @pytest.mark.usefixtures("alarms")

@@ -26,37 +26,15 @@ from autogemm.kernels.launch import ceil_div, launch, registers_for_two
 from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import finish, target_of
+from autogemm.kernels.scales import inverse, largest, reach_of, scale_of
 from autogemm.kernels.settle import mark, settle
-from autogemm.kernels.split import LOWEST_EXPONENT
 from autogemm.kernels.split_product import Tiling
 
-_PLACE = tl.constexpr(11)
-"""Where the first block's largest magnitudes come to lie: [2¹¹, 2¹²)."""
 _CERTIFIED = tl.constexpr(2.0**19)
 """The sum of |hi·hi|, in scaled units, beside which bits lost below 2⁻²⁵ are at most k/8
 units of the result's own bound: k·2⁻²⁵·(2¹⁶ + 2¹⁶) ≤ (k/8)·2⁻²⁴·2¹⁹. The first block of
 normally distributed operands has some 2²⁴."""
 _SMALLEST_HALF = tl.constexpr(2.0**-24)
-
-
-@triton.jit
-def _scale(largest):
-    """The power of two that brings a stretch's largest finite magnitude to about 2^_PLACE."""
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) - 127
-    exponent = tl.where(largest > 0, tl.maximum(exponent, LOWEST_EXPONENT), 0) - _PLACE
-    return ((127 - exponent) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _inverse(power):
-    """The reciprocal of a power of two."""
-    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _largest(x, axis: tl.constexpr):
-    magnitude = tl.abs(x)
-    return tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), axis)
 
 
 @triton.jit
@@ -94,13 +72,13 @@ def _safe_scales(
 ):  # fmt: skip
     """The scales by the largest magnitudes over k in [first, last)."""
     x, y = load_either(a, b, a_z, b_z, i0, j0, first, A_T, B_T)
-    a_most = _largest(x, 1)
-    b_most = _largest(y, 0)
+    a_most = largest(x, 1)
+    b_most = largest(y, 0)
     for at in tl.range(first + BK, last, BK, num_stages=2):
         x, y = load_either(a, b, a_z, b_z, i0, j0, at, A_T, B_T)
-        a_most = tl.maximum(a_most, _largest(x, 1))
-        b_most = tl.maximum(b_most, _largest(y, 0))
-    return _scale(a_most), _scale(b_most)
+        a_most = tl.maximum(a_most, largest(x, 1))
+        b_most = tl.maximum(b_most, largest(y, 0))
+    return scale_of(a_most), scale_of(b_most)
 
 
 @triton.jit
@@ -128,8 +106,8 @@ def compute_tile(
     # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
     LINE: tl.constexpr = max(BM, BN) if GUARD and not SHARED else 0
     x, y = load_either(a_tiles, b_tiles, a_z, b_z, i0, j0, first, A_T, B_T)
-    a_down = _scale(_largest(x, 1))
-    b_down = _scale(_largest(y, 0))
+    a_down = scale_of(largest(x, 1))
+    b_down = scale_of(largest(y, 0))
     doubtful = 0
     if GUARD:
         weight = tl.dot(_absolute(x, a_down[:, None]), _absolute(y, b_down[None, :]))
@@ -172,8 +150,8 @@ def compute_tile(
         light = (tl.abs(total) < _CERTIFIED) & within(m - i0, n - j0, BM, BN)
         doubtful = tl.max(tl.max(light.to(tl.int32), 1), 0)
     # The smaller factor first: the other way round could overflow where the result does not.
-    a_up = _inverse(a_down)
-    b_up = _inverse(b_down)
+    a_up = inverse(a_down)
+    b_up = inverse(b_down)
     low = tl.minimum(a_up[:, None], b_up[None, :])
     high = tl.maximum(a_up[:, None], b_up[None, :])
     total = total * low * high
@@ -201,9 +179,9 @@ def compute_tile(
                     mark(light, out, i0, j0, out_row, out_col, BM, BN)
         if wrong > 0:
             settle(
-                a, b, c, out, wrong, i0, j0, m, n, first, last, chunk_blocks * BK // 2, a_row, a_k,
-                b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, A_T, B_T,
-                GRAM, LINE, BM, BN,
+                a, b, reach_of(a_down), reach_of(b_down), c, out, wrong, i0, j0, m, n, first, last,
+                chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col,
+                alpha, beta, HAS_C, ROWS, A_T, B_T, GRAM, LINE, BM, BN,
             )  # fmt: skip
     if SHARED:  # noqa: SIM102
         if (wrong == 0) or not GUARD:

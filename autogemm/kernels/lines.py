@@ -1,8 +1,9 @@
 """One row or column of a tile, what one bad element spoils, in IEEE arithmetic (Gluon).
 
-It is found in what was stored. Only the other operand is read, a block of k at a time. A sum is one
-over a block, in some order, of chains of one element a block: at most P/B + B roundings for P
-elements in blocks of B.
+It is found in what was stored. Where the bad element's product outweighs all others of a sum, so
+that they may be left out, that product is the line, and hardly anything is read. Else the other
+operand is, a block of k at a time. A sum is one over a block, in some order, of chains of one
+element a block: at most P/B + B roundings for P elements in blocks of B.
 """
 
 from __future__ import annotations
@@ -11,26 +12,32 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from autogemm.kernels.checks import CERTIFIED, any_of, count_of, within
-from autogemm.kernels.warpgroups import arrive, barrier, bring, in_registers, write_again
+from autogemm.kernels.checks import any_of, count_of, within
+from autogemm.kernels.warpgroups import (
+    arrive,
+    barrier,
+    bring,
+    in_memory,
+    in_registers,
+    write_again,
+)
 
-_AT_ONCE = gl.constexpr(16)
-"""Columns of a tile that are read at a time; no tile has fewer."""
+_NEGLIGIBLE = gl.constexpr(2.0**27)
+"""Once more than the others of a sum together: these are an eighth of a unit of its bound."""
+_STEPS = gl.constexpr(16)
+"""For so many steps the line's own elements are read at a time, while the steps before last."""
 
 
 @gluon.jit
 def mark(
-    weight, length, wrong, out, i0, j0, m, n, out_row, out_col, LINE: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr,
+    light, wrong, out, i0, j0, out_row, out_col, LINE: gl.constexpr, BM: gl.constexpr,
+    BN: gl.constexpr, L: gl.constexpr,
 ):  # fmt: skip
-    """How many elements' ``weight`` over so many products is too little; ``wrong`` if that is more.
+    """How many elements of a tile are ``light``, or ``wrong`` if that is more.
 
     1 for any number of them unless LINE; up to LINE of them become NaN in the tile as it was
-    stored. L is the layout of ``weight``.
+    stored. L is the layout of ``light``.
     """
-    # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
-    enough = CERTIFIED + length * 0.0078125
-    light = within(m - i0, n - j0, BM, BN, L) & (weight < enough) & (weight != 0)
     if LINE > 0:
         wrong = gl.maximum(wrong, count_of(light))  # an inf weighs little, too
         if wrong <= LINE:
@@ -52,30 +59,36 @@ def _make_nan(
 
 
 @gluon.jit
+def are_in_one(light):
+    """Whether the elements of a tile for which it holds share a row or a column."""
+    rows = gl.sum(gl.max(light.to(gl.int32), 1), 0)
+    cols = gl.sum(gl.max(light.to(gl.int32), 0), 0)
+    return (rows <= 1) | (cols <= 1)
+
+
+@gluon.jit
 def line_in(
-    out, i0, j0, m, n, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, W: gl.constexpr
+    out, i0, j0, m, n, out_row, out_col, OUT_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    W: gl.constexpr,
 ):  # fmt: skip
     """The one line that holds all that is inf or NaN of a stored tile in which something is.
 
-    A row's number, a column's behind all of the rows', or -1 where there is no such line.
+    A row's number, a column's behind all of the rows', or -1 where there is no such line. OUT_T as
+    ``warpgroups.store`` has it.
     """
-    L: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [W, 1], [1, 0])
+    L: gl.constexpr = in_memory(0, OUT_T, BM, BN, W)
     barrier()
     i = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
-    out += (i0 + i).to(gl.int64)[:, None] * out_row
-    in_row = i * 0
-    cols = i0 * 0  # how many in the upper half, the sum of their numbers in the lower
-    for at in range(0, BN, _AT_ONCE):
-        each = at + gl.arange(0, _AT_ONCE, layout=gl.SliceLayout(0, L))
-        x = gl.load(
-            out + (j0 + each).to(gl.int64)[None, :] * out_col,
-            mask=(i < m - i0)[:, None] & (each < n - j0)[None, :],
-            other=0.0,
-        )
-        is_bad = ((gl.abs(x) < float("inf")) == 0).to(gl.int32)
-        in_row = gl.maximum(in_row, gl.max(is_bad, 1))
-        cols += gl.sum(gl.max(is_bad, 0) * (65536 + each), 0)
-    rows = gl.sum(in_row * (65536 + i), 0)
+    j = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
+    x = gl.load(
+        out + ((i0 + i).to(gl.int64)[:, None] * out_row + (j0 + j).to(gl.int64)[None, :] * out_col),
+        mask=within(m - i0, n - j0, BM, BN, L),
+        other=0.0,
+    )
+    is_bad = ((gl.abs(x) < float("inf")) == 0).to(gl.int32)
+    # How many there are in the upper half, the sum of their numbers in the lower.
+    rows = gl.sum(gl.max(is_bad, 1) * (65536 + i), 0)
+    cols = gl.sum(gl.max(is_bad, 0) * (65536 + j), 0)
     line = gl.where(cols >> 16 == 1, BM + (cols & 65535), -1)
     return gl.where(rows >> 16 == 1, rows & 65535, line)
 
@@ -93,16 +106,63 @@ def line_or_tile(
     line = first * 0 - 1
     if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
         if (wrong > 0) & (wrong <= LINE):
-            line = line_in(out, i0, j0, m, n, out_row, out_col, BM, BN, W)
+            line = line_in(out, i0, j0, m, n, out_row, out_col, OUT_T, BM, BN, W)
     if (wrong > 0) & (line < 0):
-        # Nobody is to be waited for. Without it the copies' descriptors are addressed from
-        # registers of each thread in the main loop of ``streamed`` (ptxas 12.8).
-        barrier()
         write_again(
             a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
             out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
     return line
+
+
+@gluon.jit
+def _outlier(x, x_k, first, last, W: gl.constexpr):
+    """Where over k in [first, last) the largest magnitude of x[k] is, and the next largest.
+
+    As integers compare, NaN being the largest.
+    """
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    SIZE: gl.constexpr = 512 * W  # sixteen elements to a thread
+    each = gl.arange(0, SIZE, layout=L)
+    most = gl.zeros([SIZE], gl.int32, L)
+    next_most = gl.zeros([SIZE], gl.int32, L)
+    place = each * 0 + first
+    for start in range(first, last, SIZE):
+        k = start + each
+        value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
+        value = gl.abs(value).to(gl.int32, bitcast=True)
+        next_most = gl.maximum(next_most, gl.minimum(value, most))
+        place = gl.where(value > most, k, place)
+        most = gl.maximum(value, most)
+    of_all = gl.max(most, 0)
+    at = gl.max(gl.where(most == of_all, place, first), 0)
+    is_it = (most == of_all) & (place == at)
+    rest = gl.max(gl.where(is_it, next_most, most), 0)
+    return at, rest.to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def by_outlier(
+    x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE: gl.constexpr, W: gl.constexpr
+):  # fmt: skip
+    """x[k]·y[k, j] of the largest magnitude x[k], and whether that will do for all columns j.
+
+    It will where the sum over k in [first, last) without it is below 2^-27 of it, or it is NaN.
+    y is finite, and no |y| is as large as ``reach``.
+    """
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    at, rest = _outlier(x, x_k, first, last, W)
+    at = at.to(gl.int64)
+    j = gl.arange(0, WIDE, layout=L)
+    y += j.to(gl.int64) * y_col
+    product = gl.load(x + at * x_k) * gl.load(y + at * y_k, mask=j < cols, other=0.0)
+    # Nothing is lost by underflow.
+    others = gl.where(rest > 0, gl.maximum(rest * reach, 2.0**-126), 0.0)
+    others *= (last - first) * _NEGLIGIBLE
+    outweighs = (gl.abs(product) >= others) | (product != product)
+    is_short = gl.max((outweighs == 0).to(gl.int32) * (j < cols).to(gl.int32), 0)
+    will_do = (is_short == 0) & (rest < float("inf")) & (others < float("inf"))
+    return product + 0.0, will_do  # -0 is no sum
 
 
 @gluon.jit
@@ -129,8 +189,17 @@ def line_of_tiles(
     memory with their barriers, none of which has been used.
     """
     L: gl.constexpr = in_registers(1 if K_FIRST else 0, BK, WIDE, W)
+    LX: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [W, 1], [1, 0])
     STEP: gl.constexpr = KINDS * BK
-    each = gl.arange(0, BK, layout=gl.SliceLayout(1, L))
+    ROWS: gl.constexpr = _STEPS * KINDS
+    x_s = gl.allocate_shared_memory(
+        gl.float32, [1, ROWS, BK], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    ).index(0)
+    x_rows = x_s._reinterpret(gl.float32, [ROWS, BK], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    each = (
+        gl.arange(0, ROWS, layout=gl.SliceLayout(1, LX))[:, None] * BK
+        + gl.arange(0, BK, layout=gl.SliceLayout(0, LX))[None, :]
+    )
     used = first * 0
     fence_async_shared()
     barrier()
@@ -142,48 +211,115 @@ def line_of_tiles(
                 4 * BK * WIDE, STAGES,
             )  # fmt: skip
     total = gl.zeros([BK, WIDE], gl.float32, L)
-    for start in range(first, last, STEP):
-        for h in gl.static_range(KINDS):
-            k = start + h * BK + each
-            value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
-            tiles_s, bars = kinds[h]
-            arrive(bars, used, STAGES)
-            y = tiles_s.index(used % STAGES)
-            if not K_FIRST:
-                y = y.permute((1, 0))
-            total += value[:, None] * y.load(L)
+    coming = gl.load(x + (first + each).to(gl.int64) * x_k, mask=first + each < last, other=0.0)
+    for bulk in range(first, last, _STEPS * STEP):
         barrier()
-        ahead = start + STAGES * STEP
-        for h in gl.static_range(KINDS):
-            _bring(
-                tiles, kinds[h], ahead + h * BK, j0, used + STAGES, ahead < last, K_FIRST,
-                4 * BK * WIDE, STAGES,
-            )  # fmt: skip
-        used += 1
+        x_s.store(coming)
+        barrier()
+        k = bulk + _STEPS * STEP + each
+        coming = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
+        for start in range(bulk, gl.minimum(bulk + _STEPS * STEP, last), STEP):
+            for h in gl.static_range(KINDS):
+                value = x_rows.index((start - bulk) // BK + h).load(gl.SliceLayout(1, L))
+                tiles_s, bars = kinds[h]
+                arrive(bars, used, STAGES)
+                y = tiles_s.index(used % STAGES)
+                if not K_FIRST:
+                    y = y.permute((1, 0))
+                total += value[:, None] * y.load(L)
+            barrier()
+            ahead = start + STAGES * STEP
+            for h in gl.static_range(KINDS):
+                _bring(
+                    tiles, kinds[h], ahead + h * BK, j0, used + STAGES, ahead < last, K_FIRST,
+                    4 * BK * WIDE, STAGES,
+                )  # fmt: skip
+            used += 1
     return gl.sum(total, 0)
 
 
 @gluon.jit
-def line_of_memory(
-    x, x_k, y, y_k, y_col, cols, first, last, WIDE: gl.constexpr, W: gl.constexpr
+def line_beside_tiles(
+    x, x_k, y, y_k, y_col, cols, reach, is_finite, tiles, kinds, j0, first, last,
+    K_FIRST: gl.constexpr, KINDS: gl.constexpr, BK: gl.constexpr, WIDE: gl.constexpr,
+    STAGES: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """The sums of x[k]·y[k, j] over k in [first, last) for columns j, which lie as they like."""
-    L: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [W, 1], [1, 0])
-    STEP: gl.constexpr = 512 * W // WIDE  # sixteen elements to a thread
-    each = gl.arange(0, STEP, layout=gl.SliceLayout(1, L))
+    """As ``line_of_tiles``; y are the same elements, from column j0 on.
+
+    ``is_finite``: all of these are, and their magnitudes below ``reach``.
+    """
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    row = gl.zeros([WIDE], gl.float32, L)
+    is_done = is_finite
+    if is_finite:
+        row, is_done = by_outlier(x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE, W)
+    if is_done == 0:
+        row = gl.convert_layout(
+            line_of_tiles(
+                x, x_k, tiles, kinds, j0, first, last, K_FIRST, KINDS, BK, WIDE, STAGES, W
+            ),
+            L,
+        )
+    return row
+
+
+@gluon.jit
+def _next_of_memory(
+    x, x_k, y, y_k, start, cols, last, STEP: gl.constexpr, WIDE: gl.constexpr, L: gl.constexpr
+):  # fmt: skip
+    k = start + gl.arange(0, STEP, layout=gl.SliceLayout(1, L))
+    j = gl.arange(0, WIDE, layout=gl.SliceLayout(0, L))
+    value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
+    others = gl.load(
+        y + (k.to(gl.int64) * y_k)[:, None],
+        mask=(k < last)[:, None] & (j < cols)[None, :],
+        other=0.0,
+    )
+    return value, others
+
+
+@gluon.jit
+def line_of_memory(
+    x, x_k, y, y_k, y_col, cols, first, last, FAST: gl.constexpr, WIDE: gl.constexpr,
+    W: gl.constexpr,
+):  # fmt: skip
+    """The sums of x[k]·y[k, j] over k in [first, last) for columns j, which lie as they like.
+
+    FAST is the contiguous dimension of y, -1 where it is not known.
+    """
+    LANES: gl.constexpr = [4, 8] if FAST < 0 else [32, 1] if FAST == 0 else [1, 32]
+    L: gl.constexpr = gl.BlockedLayout(
+        [1, 1], LANES, [1, W] if FAST == 0 else [W, 1], [0, 1] if FAST == 0 else [1, 0]
+    )
+    STEP: gl.constexpr = 1024 * W // WIDE  # 32 elements to a thread, and as many on their way
     j = gl.arange(0, WIDE, layout=gl.SliceLayout(0, L))
     y += (j.to(gl.int64) * y_col)[None, :]
     total = gl.zeros([STEP, WIDE], gl.float32, L)
+    value, others = _next_of_memory(x, x_k, y, y_k, first, cols, last, STEP, WIDE, L)
     for start in range(first, last, STEP):
-        k = start + each
-        value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
-        others = gl.load(
-            y + (k.to(gl.int64) * y_k)[:, None],
-            mask=(k < last)[:, None] & (j < cols)[None, :],
-            other=0.0,
-        )
+        coming = _next_of_memory(x, x_k, y, y_k, start + STEP, cols, last, STEP, WIDE, L)
         total += value[:, None] * others
+        value, others = coming
     return gl.sum(total, 0)
+
+
+@gluon.jit
+def line_beside_memory(
+    x, x_k, y, y_k, y_col, cols, reach, is_finite, first, last, FAST: gl.constexpr,
+    WIDE: gl.constexpr, W: gl.constexpr,
+):  # fmt: skip
+    """As ``line_of_memory``, and ``line_beside_tiles``."""
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    row = gl.zeros([WIDE], gl.float32, L)
+    barrier()
+    is_done = is_finite
+    if is_finite:
+        row, is_done = by_outlier(x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE, W)
+    if is_done == 0:
+        row = gl.convert_layout(
+            line_of_memory(x, x_k, y, y_k, y_col, cols, first, last, FAST, WIDE, W), L
+        )
+    return row
 
 
 @gluon.jit

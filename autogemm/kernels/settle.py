@@ -15,6 +15,8 @@ _AT_ONCE = tl.constexpr(8192)
 """Elements of the other operand that are on their way at a time, of small tiles fewer."""
 _STAGES = tl.constexpr(3)
 """Blocks of k that are on their way where a whole tile is computed again."""
+_NEGLIGIBLE = tl.constexpr(2.0**27)
+"""As in ``kernels/lines.py``."""
 
 
 @triton.jit
@@ -90,6 +92,45 @@ def _line(
 
 
 @triton.jit
+def _outlier(x, x_k, first, last, SIZE: tl.constexpr):
+    """As in ``kernels/lines.py``."""
+    each = tl.arange(0, SIZE)
+    most = tl.zeros((SIZE,), dtype=tl.int32)
+    next_most = tl.zeros((SIZE,), dtype=tl.int32)
+    place = each * 0 + first
+    for start in range(first, last, SIZE):
+        k = start + each
+        value = tl.load(x + k.to(tl.int64) * x_k, mask=k < last, other=0.0)
+        value = tl.abs(value).to(tl.int32, bitcast=True)
+        next_most = tl.maximum(next_most, tl.minimum(value, most))
+        place = tl.where(value > most, k, place)
+        most = tl.maximum(value, most)
+    of_all = tl.max(most, 0)
+    at = tl.max(tl.where(most == of_all, place, first), 0)
+    is_it = (most == of_all) & (place == at)
+    rest = tl.max(tl.where(is_it, next_most, most), 0)
+    return at, rest.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _by_outlier(
+    x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    """As in ``kernels/lines.py``."""
+    at, rest = _outlier(x, x_k, first, last, SIZE)
+    at = at.to(tl.int64)
+    j = tl.arange(0, WIDE)
+    y += j.to(tl.int64) * y_col
+    product = tl.load(x + at * x_k) * tl.load(y + at * y_k, mask=j < cols, other=0.0)
+    others = tl.where(rest > 0, tl.maximum(rest * reach, 2.0**-126), 0.0)
+    others *= (last - first) * _NEGLIGIBLE
+    outweighs = (tl.abs(product) >= others) | (product != product)
+    is_short = tl.max((outweighs == 0).to(tl.int32) * (j < cols).to(tl.int32), 0)
+    will_do = (is_short == 0) & (rest < float("inf")) & (others < float("inf"))
+    return product + 0.0, will_do
+
+
+@triton.jit
 def _store_line(
     total, c, out, i, j, cols, is_mirrored, c_row, c_col, out_row, out_col, alpha, beta,
     HAS_C: tl.constexpr, GRAM: tl.constexpr, WIDE: tl.constexpr,
@@ -111,15 +152,33 @@ def _store_line(
 
 
 @triton.jit(noinline=True)
+def _store_outlier(
+    x, x_k, y, y_k, y_col, reach, first, last, c, out, i, j, cols, is_mirrored, c_row, c_col,
+    out_row, out_col, alpha, beta, HAS_C: tl.constexpr, GRAM: tl.constexpr, WIDE: tl.constexpr,
+    SIZE: tl.constexpr,
+):  # fmt: skip
+    """Write a line by ``_by_outlier`` if that will do; whether it did."""
+    total, will_do = _by_outlier(x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE, SIZE)
+    if will_do:
+        _store_line(
+            total, c, out, i, j, cols, is_mirrored, c_row, c_col, out_row, out_col, alpha, beta,
+            HAS_C, GRAM, WIDE,
+        )  # fmt: skip
+    return will_do.to(tl.int32)
+
+
+@triton.jit(noinline=True)
 def settle(
-    a, b, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
-    out_row, out_col, alpha, beta, HAS_C: tl.constexpr, ROWS: tl.constexpr, A_T: tl.constexpr,
-    B_T: tl.constexpr, GRAM: tl.constexpr, LINE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    a, b, a_reach, b_reach, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k,
+    c_row, c_col, out_row, out_col, alpha, beta, HAS_C: tl.constexpr, ROWS: tl.constexpr,
+    A_T: tl.constexpr, B_T: tl.constexpr, GRAM: tl.constexpr, LINE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile again over k in [first, last), and write it: sums of ``chunk`` elements each.
 
     If no more than LINE of its elements are ``wrong``, and what is inf or NaN as it was stored lies
-    in a single row or column, only that is computed.
+    in a single row or column, only that is computed. Finite elements of A and B are below
+    ``a_reach`` and ``b_reach``; other lines prove all to be finite that are multiplied by this one.
     """
     # Small tiles share a multiprocessor with many others while these take few registers.
     AT_ONCE: tl.constexpr = BM * BN if BM * BN < _AT_ONCE // 2 else _AT_ONCE
@@ -138,21 +197,37 @@ def settle(
         )  # fmt: skip
     elif line < BM:
         i = i0 + line
-        row = _line(
-            a + i.to(tl.int64) * a_row, a_k, b + j0.to(tl.int64) * b_row, b_row if B_T else b_k,
-            n - j0, first, last, B_T, BN, AT_ONCE // BN,
-        )  # fmt: skip
-        _store_line(
-            row, c, out, i, j0, n - j0, i0 != j0, c_row, c_col, out_row, out_col, alpha, beta,
-            HAS_C, GRAM, BN,
-        )  # fmt: skip
+        x = a + i.to(tl.int64) * a_row
+        y = b + j0.to(tl.int64) * b_row
+        is_done = 0
+        if m - i0 > 1:
+            is_done = _store_outlier(
+                x, a_k, y, b_k, b_row, b_reach, first, last, c, out, i, j0, n - j0, i0 != j0,
+                c_row, c_col, out_row, out_col, alpha, beta, HAS_C, GRAM, BN, AT_ONCE // 2,
+            )  # fmt: skip
+        if is_done == 0:
+            row = _line(
+                x, a_k, y, b_row if B_T else b_k, n - j0, first, last, B_T, BN, AT_ONCE // BN
+            )
+            _store_line(
+                row, c, out, i, j0, n - j0, i0 != j0, c_row, c_col, out_row, out_col, alpha, beta,
+                HAS_C, GRAM, BN,
+            )  # fmt: skip
     else:
         j = j0 + line - BM
-        col = _line(
-            b + j.to(tl.int64) * b_row, b_k, a + i0.to(tl.int64) * a_row, a_k if A_T else a_row,
-            m - i0, first, last, not A_T, BM, AT_ONCE // BM,
-        )  # fmt: skip
-        _store_line(
-            col, c, out, j, i0, m - i0, i0 != j0, c_col, c_row, out_col, out_row, alpha, beta,
-            HAS_C, GRAM, BM,
-        )  # fmt: skip
+        x = b + j.to(tl.int64) * b_row
+        y = a + i0.to(tl.int64) * a_row
+        is_done = 0
+        if n - j0 > 1:
+            is_done = _store_outlier(
+                x, b_k, y, a_k, a_row, a_reach, first, last, c, out, j, i0, m - i0, i0 != j0,
+                c_col, c_row, out_col, out_row, alpha, beta, HAS_C, GRAM, BM, AT_ONCE // 2,
+            )  # fmt: skip
+        if is_done == 0:
+            col = _line(
+                x, b_k, y, a_k if A_T else a_row, m - i0, first, last, not A_T, BM, AT_ONCE // BM
+            )
+            _store_line(
+                col, c, out, j, i0, m - i0, i0 != j0, c_col, c_row, out_col, out_row, alpha, beta,
+                HAS_C, GRAM, BM,
+            )  # fmt: skip

@@ -24,7 +24,7 @@ from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.reduce import finish
 from autogemm.kernels.split import split_columns
 from autogemm.kernels.split_product import Tiling
-from autogemm.kernels.streamed_settle import settle
+from autogemm.kernels.streamed_settle import GROWN, ROOM, settle
 from autogemm.kernels.streamed_steps import (
     above_zero,
     add_products,
@@ -45,14 +45,15 @@ from autogemm.kernels.warpgroups import (
     is_turned,
     largest,
     origin,
+    reach_of,
     scale_of,
     store,
     terms_of,
     written_to,
 )
 
-_ROOM = gl.constexpr(16.0)
-"""How much larger B's scales may become behind the first block, which certifies a tile."""
+_LARGEST = gl.constexpr(2.0**15)
+"""Times its scale, what no element of a stretch of B reaches."""
 
 
 @gluon.jit(
@@ -109,7 +110,7 @@ def _streamed_kernel(
         chunks = (pairs + chunk_pairs - 1) // chunk_pairs
         highest, _ = stretches(scales, n, n - j0, zero, chunks, BN, W)
         highest = gl.convert_layout(highest, gl.BlockedLayout([1], [32], [W], [0]))
-        grown = gl.max((highest > first_unit * _ROOM).to(gl.int32), 0)
+        grown = gl.max((highest > first_unit * ROOM).to(gl.int32), 0)
     arrive(bars, used, STAGES)
     x = half_of_a(a_s, used, 0, A_T, BK, STAGES, LA)
     a_down = scale_of(largest(x, 1))
@@ -118,7 +119,7 @@ def _streamed_kernel(
     doubtful = zero
     if GUARD:
         least = least_weight(hi, b_hi, used, m - i0, n - j0, STAGES, BM, BN, BK, W)
-        doubt = gl.where(least < (CERTIFIED + 1.0) * _ROOM, 1.0, 0.0)
+        doubt = gl.where(least < (CERTIFIED + 1.0) * ROOM, 1.0, 0.0)
         doubt = gl.convert_layout(doubt, gl.SliceLayout(1, MMA))
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
@@ -201,11 +202,11 @@ def _streamed_kernel(
     if GUARD:
         # What the first block certified was in units of its own.
         if not AHEAD:
-            grown = gl.max((unit > first_unit * _ROOM).to(gl.int32), 0)
-        doubtful += grown
+            grown = gl.max((unit > first_unit * ROOM).to(gl.int32), 0)
+        doubtful += GROWN * grown
         if doubtful > 0:
             light = gl.abs(total) < CERTIFIED
-            doubtful = any_of(within(m - i0, n - j0, BM, BN, MMA) & light)
+            doubtful *= any_of(within(m - i0, n - j0, BM, BN, MMA) & light)
     # The smaller factor first: the other way round could overflow where the result does not.
     a_up = gl.convert_layout(inverse(a_down), gl.SliceLayout(1, MMA))[:, None]
     b_up = gl.convert_layout(above_zero(unit), gl.SliceLayout(0, MMA))[None, :]
@@ -220,10 +221,10 @@ def _streamed_kernel(
     if GUARD:
         if (doubtful > 0) | (wrong > 0):
             wrong = settle(
-                a_tiles, b_tiles, a, b, scales, c, out, doubtful, attempts, wrong, i0, j0, m, n,
-                first, first + length, chunk_blocks * BK, a_row, a_k, b_row, b_k, c_row, c_col,
-                out_row, out_col, alpha, beta, HAS_C, ROWS, A_T, OUT_T, BM, BN, BK, STAGES, LINE,
-                W,
+                a, b, reach_of(a_down), gl.max(unit, 0) * _LARGEST, scales, c, out, doubtful,
+                attempts, wrong, i0, j0, m, n, first, first + length, chunk_blocks * BK, a_row,
+                a_k, b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, A_T,
+                OUT_T, BM, BN, BK, LINE, W,
             )  # fmt: skip
     else:
         wrong = zero  # nobody computes it again

@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from autogemm.kernels.checks import least_of_rows
-from autogemm.kernels.warpgroups import absolute, bring, weighing
+from autogemm.kernels.warpgroups import bring
 
 
 @gluon.jit
@@ -71,20 +71,6 @@ def add_products(
 def scale_of_columns(scales, j, reach):
     """B's scales for a stretch of k; their signs are flags, for which others have a use."""
     return gl.abs(gl.load(scales + j, mask=j < reach, other=0.0))
-
-
-@gluon.jit
-def weigh(
-    a_s, b_hi, number, half: gl.constexpr, a_down, A_T: gl.constexpr, STAGES: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """The sum of |hi·hi| over one half of a pair of blocks."""
-    L: gl.constexpr = weighing(W)
-    LX: gl.constexpr = gl.DotOperandLayout(0, L, 2)
-    x = half_of_a(a_s, number, half, A_T, BK, STAGES, LX)
-    down = gl.convert_layout(a_down, gl.SliceLayout(1, LX))
-    y = half_of_b(b_hi, number, half, BK, STAGES).load(gl.DotOperandLayout(1, L, 2))
-    return mma_v2(absolute(x, down[:, None]), gl.abs(y), gl.zeros([BM, BN], gl.float32, L))
 
 
 @gluon.jit

@@ -48,6 +48,7 @@ from autogemm.kernels.warpgroups import (
     is_turned,
     largest,
     origin,
+    reach_of,
     scale_of,
     store,
     terms_of,
@@ -218,9 +219,10 @@ def _tandem_kernel(
     if GUARD:
         if (doubtful > 0) | (wrong > 0):
             wrong = settle(
-                a_tiles, b_tiles, a, b, c, out, doubtful, attempts, wrong, i0, j0, m, n, first,
-                first + length, chunk_pairs * BK, a_row, a_k, b_row, b_k, c_row, c_col, out_row,
-                out_col, alpha, beta, HAS_C, ROWS, A_T, B_T, OUT_T, GRAM, BM, BN, STAGES, LINE, W,
+                a_tiles, b_tiles, a, b, reach_of(a_down), reach_of(b_down), c, out, doubtful,
+                attempts, wrong, i0, j0, m, n, first, first + length, chunk_pairs * BK, a_row, a_k,
+                b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, A_T, B_T,
+                OUT_T, GRAM, BM, BN, STAGES, LINE, W,
             )  # fmt: skip
     else:
         wrong = zero  # nobody computes it again

@@ -21,6 +21,8 @@ from autogemm.kernels.reduce import target_of
 _PLACE = gl.constexpr(11)
 _LOWEST_EXPONENT = gl.constexpr(-84)
 _SMALLEST_HALF = gl.constexpr(2.0**-24)
+_LARGEST_HALF = gl.constexpr(65520.0)
+"""What is scaled and as large as that becomes inf in fp16."""
 _IEEE_BLOCK = gl.constexpr(16)
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
@@ -82,6 +84,12 @@ def scale_of(most):
 def inverse(power):
     """The reciprocal of a power of two."""
     return (0x7F000000 - power.to(gl.int32, bitcast=True)).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def reach_of(down):
+    """What no element reaches that, scaled by one of these, is finite in fp16."""
+    return gl.max(inverse(down), 0) * _LARGEST_HALF
 
 
 @gluon.jit
