@@ -17,7 +17,7 @@ from autogemm.problem import Problem
 from autogemm.strategies import BY_NAME, Candidate
 from autogemm.strategies.emulated_fp32 import EmulatedFP32
 
-_ROUNDS = 25
+_ROUNDS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,13 +280,6 @@ def show_regret(entries: list[Entry], device: Device) -> int:
     return 0
 
 
-GUARD_EXAMPLES = (
-    (8192, 8192, 8192), (4096, 4096, 4096), (2048, 2048, 2048), (1024, 1024, 1024),
-    (100000, 512, 512), (1000, 1000, 100000), (64, 64, 1048576), (16, 4096, 4096),
-    (256, 256, 262144), (128, 4096, 14336), (32768, 128, 1024),
-)  # fmt: skip
-
-
 def show_guard(
     entries: list[Entry], device: Device, where: torch.device, budget: float | None
 ) -> int:
@@ -296,19 +289,19 @@ def show_guard(
             return []
         return [
             (
-                str(entry.problem), f"{cost.us:.1f}", f"{cost.share:+.1%}",
+                str(entry.problem), str(cost.candidate.kwargs["form"]), f"{cost.us:.1f}",
+                f"{cost.share:+.1%}",
                 *(f"{share:+.1%}" for share in cost.bad.values()),
             )
         ]  # fmt: skip
 
-    sizes = ((e, (e.problem.m, e.problem.n, e.problem.k)) for e in entries)
     with torch.no_grad():
-        rows, code = collected(row_of, [e for e, size in sizes if size in GUARD_EXAMPLES], budget)
+        rows, code = collected(row_of, entries, budget)
     if not rows:
         print("no emulated_fp32, which alone has a guard, was timed", file=sys.stderr)
         return code or 1
     print("graph time of choices at highest; the guard's share; one bad element, of A or as said:")
-    print(text_table(("problem", "us", "guard", *guard_cost.BAD_ELEMENTS), rows))
+    print(text_table(("problem", "form", "us", "guard", *guard_cost.BAD_ELEMENTS), rows))
     return code
 
 
