@@ -484,7 +484,7 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Repairs | None:
     for module in (from_split, fused):
         weigh = "_is_too_light" if module is from_split else "_weight"
         monkeypatch.setattr(module, weigh, counted(getattr(module, weigh), "weighed"))
-    for module, name in ((from_split, "ieee_tile"), (settle, "ieee_tile"), (settle, "_line")):
+    for module, name in ((from_split, "ieee_tile"), (settle, "ieee_tile"), (settle, "_store_line")):
         monkeypatch.setattr(module, name, counted(getattr(module, name), "again"))
     return counts
 

@@ -148,7 +148,7 @@ def test_what_one_matrix_holds_is_nothing_to_its_neighbours(
 
         return ieee
 
-    for name in () if ON_GPU else ("ieee_tile", "_line"):
+    for name in () if ON_GPU else ("ieee_tile", "_store_line"):
         monkeypatch.setattr(settle, name, counted(getattr(settle, name)))
     _, m, n, k = SIZES[layout]
     A, B = operands(layout, 3, m, n, k)

@@ -44,7 +44,8 @@ OTHERS = {
 }
 """These compute tiles again."""
 BAD = {
-    "inf": math.inf, "-inf": -math.inf, "NaN": math.nan, "1e6": 1e6, "1e30": 1e30, "1e38": 1e38,
+    "inf": math.inf, "-inf": -math.inf, "NaN": math.nan, "-NaN": -math.nan, "1e6": 1e6,
+    "1e30": 1e30, "1e38": 1e38,
 }  # fmt: skip
 """Beside 1e6 others may not be left out."""
 Operands = tuple[torch.Tensor, torch.Tensor]
@@ -228,6 +229,21 @@ def test_large_elements_behind_the_first_block_are_not_left_out(form: str) -> No
     A[:, 200] *= 2.0**90
     B[50, 3] = 1e30
     check(of(form, 1), A, B)
+
+
+@pytest.mark.parametrize("in_a", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_left_out_is_as_small_as_the_other_operand_allows(form: str, in_a: bool) -> None:
+    """Of that, elements behind the first block are 31 times as large as its; or all are large."""
+    for exponent, larger in ((24, 31.0), (12, 2.0**60)):
+        A, B = torch.ones(M, K, device=PLACE), torch.ones(K, N, device=PLACE)
+        x, y = (A, B.t()) if in_a else (B.t(), A)
+        if exponent == 24:
+            y[:, 70:], y[:, 200] = larger, 1
+        else:
+            y *= larger
+        x[3, 200] = 2.0**exponent
+        check(of(form, 1), A, B)
 
 
 @pytest.mark.usefixtures("alarms")

@@ -117,7 +117,7 @@ def line_or_tile(
 
 @gluon.jit
 def _outlier(x, x_k, first, last, W: gl.constexpr):
-    """Where over k in [first, last) the largest magnitude of x[k] is, and the next largest.
+    """Where over k in [first, last) x[k] has the largest magnitude; the next largest magnitude.
 
     As integers compare, NaN being the largest.
     """
@@ -130,7 +130,7 @@ def _outlier(x, x_k, first, last, W: gl.constexpr):
     for start in range(first, last, SIZE):
         k = start + each
         value = gl.load(x + k.to(gl.int64) * x_k, mask=k < last, other=0.0)
-        value = gl.abs(value).to(gl.int32, bitcast=True)
+        value = value.to(gl.int32, bitcast=True) & 0x7FFFFFFF
         next_most = gl.maximum(next_most, gl.minimum(value, most))
         place = gl.where(value > most, k, place)
         most = gl.maximum(value, most)
@@ -148,7 +148,7 @@ def by_outlier(
     """x[k]·y[k, j] of the largest magnitude x[k], and whether that will do for all columns j.
 
     It will where the sum over k in [first, last) without it is below 2^-27 of it, or it is NaN.
-    y is finite, and no |y| is as large as ``reach``.
+    For these columns y is finite, and no |y| is as large as ``reach``.
     """
     L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
     at, rest = _outlier(x, x_k, first, last, W)
@@ -311,7 +311,7 @@ def line_beside_memory(
     """As ``line_of_memory``, and ``line_beside_tiles``."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
     row = gl.zeros([WIDE], gl.float32, L)
-    barrier()
+    barrier()  # before the line is written, whoever looks for it in memory is to have done so
     is_done = is_finite
     if is_finite:
         row, is_done = by_outlier(x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE, W)

@@ -101,7 +101,7 @@ def _outlier(x, x_k, first, last, SIZE: tl.constexpr):
     for start in range(first, last, SIZE):
         k = start + each
         value = tl.load(x + k.to(tl.int64) * x_k, mask=k < last, other=0.0)
-        value = tl.abs(value).to(tl.int32, bitcast=True)
+        value = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         next_most = tl.maximum(next_most, tl.minimum(value, most))
         place = tl.where(value > most, k, place)
         most = tl.maximum(value, most)

@@ -23,7 +23,7 @@ from autogemm.kernels.weights import most_of, too_light, weight_of
 ROOM = gl.constexpr(16.0)
 """How much larger B's scales may become behind the first block, which certifies a tile."""
 GROWN = gl.constexpr(2)
-"""Of a tile's doubt: scales of B's have become so, and that is all."""
+"""What ``doubtful`` is where scales of B have become so; 1 where rows are in doubt, 3 for both."""
 
 
 @gluon.jit(noinline=True)

@@ -54,7 +54,8 @@ def settle(
 
     If no more than LINE of its elements are ``wrong``, and what is inf or NaN as it was stored lies
     in a single row or column, only that is computed. Finite elements of A and B are below
-    ``a_reach`` and ``b_reach``.
+    ``a_reach`` and ``b_reach``. The tile is weighed if it is ``doubtful``. Returned is how many of
+    its elements were wrong, 0 for none, so that the kernel need not write it.
     """
     # Whoever has come is done with the kernel's shared memory and has stored the tile; that the
     # compiler looks into what a function does before its first barrier is not to be relied on.
