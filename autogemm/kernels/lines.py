@@ -291,7 +291,8 @@ def line_of_memory(
     L: gl.constexpr = gl.BlockedLayout(
         [1, 1], LANES, [1, W] if FAST == 0 else [W, 1], [0, 1] if FAST == 0 else [1, 0]
     )
-    STEP: gl.constexpr = 1024 * W // WIDE  # 32 elements to a thread, and as many on their way
+    # Up to 32 elements to a thread, and as many on their way; no more chains than are declared.
+    STEP: gl.constexpr = 1024 * W // WIDE if 16 * W <= WIDE else 64
     j = gl.arange(0, WIDE, layout=gl.SliceLayout(0, L))
     y += (j.to(gl.int64) * y_col)[None, :]
     total = gl.zeros([STEP, WIDE], gl.float32, L)
