@@ -6,6 +6,7 @@ Most of its time goes to Python around the arrays, and none of what is saved her
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from decided_once import decided_once
 from triton.runtime import interpreter
 
 
@@ -77,26 +79,63 @@ def typed_by_shape(init: Callable[..., None]) -> Callable[..., None]:
 
 def shaped_by_type(init: Callable[..., None]) -> Callable[..., None]:
     """A block or a number: of its extents and their product Triton makes constants."""
-    known: dict[Any, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
 
     def __init__(self: Any, handle: Any, type: Any) -> None:
-        key = tuple(type.shape) if type.is_block() else ()
-        if key not in known:
+        name = type.name
+        if name not in known:
             init(self, handle, type)
-            known[key] = dict(vars(self))
-        vars(self).update(known[key], handle=handle, type=type, dtype=type.scalar)
+            known[name] = dict(vars(self))
+        values = self.__dict__
+        values.update(known[name])
+        values["handle"] = handle
+        values["type"] = type
 
     return __init__
 
 
+def hold(handle: Any, data: Any, dtype: Any, attr: Any = None) -> None:
+    """What an array and its type are kept in; that they fit was never in doubt here."""
+    handle.data = data
+    handle.dtype = dtype
+    handle.attr = {} if attr is None else attr
+
+
+def tensors_first(to_tensor: Callable[..., Any]) -> Callable[..., Any]:
+    """What is assigned is made a tensor, and mostly is one."""
+
+    def made_tensor(x: Any, check_type: bool = True) -> Any:
+        return x if type(x) is tl.tensor else to_tensor(x, check_type)
+
+    return made_tensor
+
+
+def patched_builtins() -> Callable[..., None]:
+    """A part of the language, whose builtins and what takes their place are found once."""
+    found: dict[Any, list[tuple[str, Any]]] = {}
+
+    def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
+        if package not in found:
+            members = inspect.getmembers(package, tl.core.is_builtin)
+            found[package] = [(name, decided_once(member, builder)) for name, member in members]
+        for name, member in found[package]:
+            scope.set_attr(package, name, member)
+
+    return patch_builtin
+
+
 def prepare() -> None:
     """Change the interpreter for this process."""
+    interpreter._patch_builtin = patched_builtins()
     builder = interpreter.InterpreterBuilder
     builder.create_dot = dot_of_bfloat16(builder.create_dot)
     interpreter._patch_lang = patched_once(interpreter._patch_lang)
     interpreter._get_np_dtype = type_by_name(interpreter._get_np_dtype)
     tl.block_type.__init__ = typed_by_shape(tl.block_type.__init__)
     tl.tensor.__init__ = shaped_by_type(tl.tensor.__init__)
+    interpreter.TensorHandle.__init__ = hold
+    semantic = interpreter.interpreter_semantic
+    semantic.to_tensor = tensors_first(semantic.to_tensor)
     # Computed in int64 after every sum and product, and asserted nowhere unless `debug` is set.
     shared = interpreter.interpreter_builder
     shared.options = replace(shared.options, sanitize_overflow=False)
