@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from calling import python_path
+from fresh import run_code
+from invented import choice, entry, write_for_this_cpu
 
 import autogemm
 from autogemm.device import device_of
 from autogemm.errors import PluginWarning
-from autogemm.strategies import STRATEGIES
+from autogemm.problem import contiguous_problem
+from autogemm.strategies import STRATEGIES, Candidate
 from autogemm.strategies.plugins import ByName, Strategies, find
 
 ROOT = Path(autogemm.__file__).parents[1]
@@ -211,10 +213,10 @@ for line in autogemm.doctor("cpu").section("strategies"):
 
 
 def session(site: Path, directory: Path, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=300,
-        env={"PYTHONPATH": python_path(site, ROOT), "PATH": "", "HOME": str(directory),
-             "AUTOGEMM_TUNING_DB": str(directory), **environment},
+    done = run_code(
+        SESSION,
+        {"PYTHONPATH": python_path(site, ROOT), "PATH": "", "HOME": str(directory),
+         "AUTOGEMM_TUNING_DB": str(directory), **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -245,18 +247,11 @@ def test_a_program_uses_what_is_installed_and_calls_go_on_without_what_is_broken
     assert len(digests) == 3, "the digest knows neither a new plug-in nor its version"
 
 
-CHOOSE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from invented import choice, entry, write_for_this_cpu
-import torch
-from autogemm.problem import contiguous_problem
-from autogemm.strategies import Candidate
-problem = contiguous_problem(16, 8, 24, torch.float32, update="none", device_type="cpu")
-made = entry(problem, {"highest": choice(Candidate.of("widened"))})
-write_for_this_cpu(Path(sys.argv[2]), made)
-"""
+def choose_widened(tables: Path) -> None:
+    """A table in which one problem's choice is the plug-in's strategy, which is not known here."""
+    problem = contiguous_problem(16, 8, 24, torch.float32, update="none", device_type="cpu")
+    made = entry(problem, {"highest": choice(Candidate.of("widened"))})
+    write_for_this_cpu(tables, made)
 
 
 def test_a_table_that_chose_a_plugin_is_followed_while_it_is_there(tmp_path: Path) -> None:
@@ -264,10 +259,7 @@ def test_a_table_that_chose_a_plugin_is_followed_while_it_is_there(tmp_path: Pat
     site.mkdir()
     tables.mkdir()
     install(site, "loaded_plugin", WORKING.format(name="widened"))
-    subprocess.run(
-        [sys.executable, "-c", CHOOSE, str(ROOT / "tests"), str(tables)], check=True, timeout=300,
-        env={"PYTHONPATH": python_path(site, ROOT), "PATH": ""},
-    )  # fmt: skip
+    choose_widened(tables)
     assert "runs widened" in session(site, tables)
     absent = session(tmp_path, tables)
     assert "runs widened" not in absent
@@ -282,10 +274,7 @@ def test_a_plugin_that_multiplies_while_it_is_imported_does_not_hide_what_tables
     tables.mkdir()
     early = "import autogemm, torch\nautogemm.gemm(1.0, torch.ones(2, 2), torch.ones(2, 2))\n"
     install(site, "loaded_plugin", early + WORKING.format(name="widened"))
-    subprocess.run(
-        [sys.executable, "-c", CHOOSE, str(ROOT / "tests"), str(tables)], check=True, timeout=300,
-        env={"PYTHONPATH": python_path(site, ROOT), "PATH": ""},
-    )  # fmt: skip
+    choose_widened(tables)
     assert "runs widened" in session(site, tables)
 
 
@@ -298,8 +287,7 @@ def test_what_a_plugin_raises_when_it_is_asked_is_a_line_of_the_explanation(
         "import torch, autogemm; A = torch.ones(4, 4); autogemm.gemm(1.0, A, A); "
         "print(autogemm.explain(1.0, A, A))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
-        env={"PYTHONPATH": python_path(tmp_path, ROOT), "PATH": "", "HOME": str(tmp_path)},
-    )  # fmt: skip
+    done = run_code(
+        code, {"PYTHONPATH": python_path(tmp_path, ROOT), "PATH": "", "HOME": str(tmp_path)}
+    )
     assert "  widened: loaded_plugin 1.0 raised KeyError: 'no space'" in done.stdout, done.stderr

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from fresh import run_code
 
 from autogemm import precision
 from autogemm.errors import InvalidProblem
@@ -41,15 +39,8 @@ IEEE = PrecisionState(fp32="ieee", reduced_reduction=False, device_type="cuda")
 
 def in_a_fresh_process(code: str) -> str:
     """What the code prints in a Python of its own, where torch's settings are untouched."""
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PREAMBLE + textwrap.dedent(code)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    code = PREAMBLE + textwrap.dedent(code)
+    done = run_code("import warnings\nwarnings.simplefilter('ignore')\n" + code)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
