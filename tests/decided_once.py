@@ -28,18 +28,6 @@ class Untold(Exception):
     """A call of which types and constants do not tell everything."""
 
 
-class Plan:
-    """What a call asks of the builder, in order, and what is made of it."""
-
-    def __init__(self) -> None:
-        self.constants: list[Any] = []
-        self.steps: list[tuple[str, tuple[int, ...]]] = []
-        """Names of functions, and where their arguments lie: behind the call's own and the
-        constants come the results."""
-        self.result: Any = None
-        """A type and where the handle lies, one of the call's own tensors, or None."""
-
-
 class Follower:
     """A builder that notes what is asked of it."""
 
@@ -90,20 +78,28 @@ class Follower:
         self.constants.append(x)
         return "constant", len(self.constants) - 1
 
-    def plan(self, made: Any, tensors: list[Any]) -> Plan:
+    def again(self, made: Any, tensors: list[Any]) -> Callable[[Any, list[Any]], Any]:
+        """What asks a builder for the same with other tensors, as Python that was written once."""
         if made is not None and type(made) is not Tensor:
             raise Untold
         result = None if made is None else self._place(made.handle)  # nothing, if it was stored
-        plan = Plan()
-        plan.constants = self.constants
-        first = {"own": 0, "constant": len(tensors), "made": len(tensors) + len(self.constants)}
-        plan.steps = [(name, tuple(first[k] + i for k, i in places)) for name, places in self.steps]
+        text = ["def again(builder, tensors):"]
+        text += [f"    own{i} = tensors[{i}].handle" for i in range(len(tensors))]
+        for i, (name, places) in enumerate(self.steps):
+            given = ", ".join(f"{kind}{j}" for kind, j in places)
+            text.append(f"    made{i} = builder.{name}({given})")
         same = next((i for i, x in enumerate(tensors) if x is made), None)
         if same is not None:
-            plan.result = same
+            text.append(f"    return tensors[{same}]")
         elif result is not None:
-            plan.result = made.type, first[result[0]] + result[1]
-        return plan
+            text += ["    tensor = new(Tensor)", "    tensor.__dict__.update(values)"]
+            text += [f"    tensor.handle = {result[0]}{result[1]}", "    return tensor"]
+        names = {f"constant{i}": x for i, x in enumerate(self.constants)}
+        values = {} if made is None else {**vars(made), "handle": None}
+        names |= {"new": Tensor.__new__, "Tensor": Tensor, "values": values}
+        exec("\n".join([*text, "    return None"]), names)
+        found: Callable[[Any, list[Any]], Any] = names["again"]
+        return found
 
 
 def _holds(x: Any) -> bool:
@@ -170,7 +166,7 @@ def decided_once(member: Callable[..., Any], builder: Any) -> Callable[..., Any]
             plans[key] = None
             return member(*args, **options, _semantic=slowly)
         try:
-            plans[key] = follower.plan(made, copies)
+            plans[key] = follower.again(made, copies)
         except Untold:
             plans[key] = None
         return next((x for x, copy in zip(tensors, copies, strict=True) if copy is made), made)
@@ -195,13 +191,6 @@ def decided_once(member: Callable[..., Any], builder: Any) -> Callable[..., Any]
             return follow(key, tensors, args, options)
         if plan is None:
             return member(*args, **options, _semantic=slowly)
-        places = [x.handle for x in tensors]
-        places += plan.constants
-        for name, where in plan.steps:
-            places.append(getattr(builder, name)(*[places[i] for i in where]))
-        result = plan.result
-        if result is None:
-            return None
-        return tensors[result] if type(result) is int else Tensor(places[result[1]], result[0])
+        return plan(builder, tensors)
 
     return call
