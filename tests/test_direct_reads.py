@@ -234,7 +234,10 @@ def test_every_layout_of_the_other_operand_is_served(bm: int, bn: int, dtype: to
     outs = itertools.cycle(("new", "C", "row", "block"))
     columns = itertools.cycle(("C", "col"))
     places = itertools.cycle((0, 1, 4, 6))
-    for (m, n, k), layout in itertools.product(((70, 12, 33), (12, 75, 51)), LAYOUTS):
+    pairs = list(itertools.product(LAYOUTS, ((70, 12, 33), (12, 75, 51))))
+    if not ON_GPU:  # one shape for a layout, the other one for its other type
+        pairs = [x for i, x in enumerate(pairs) if (i // 2 + i + (dtype is torch.float16)) % 2]
+    for layout, (m, n, k) in pairs:
         for direct in ("A", "B"):
             A, B, C = (normal(*s, dtype=dtype) for s in ((m, k), (k, n), (m, n)))
             truth = Truth(-1.5, A.cpu(), B.cpu(), 0.5, C.cpu())

@@ -71,13 +71,17 @@ def run(
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 @pytest.mark.parametrize("how", TILES, ids=str)
 def test_every_element_is_the_sum_of_its_products(how: Candidate, layout: str) -> None:
-    for m, n, k in ((68, 36, 32), (132, 68, 100), (4, 8, 4), (32, 32, 128), (36, 200, 52)):
+    """In the interpreter the result has another order at each shape, and in each layout."""
+    shapes = ((68, 36, 32), (132, 68, 100), (4, 8, 4), (32, 32, 128), (36, 200, 52))
+    first = ["nn", "nt", "tn", "tt"].index(layout)
+    orders = itertools.islice(itertools.cycle(LAYOUTS.values()), first, None)
+    for m, n, k in shapes:
         a, b = (LAYOUTS[ORDERS[letter]] for letter in layout)
         A, B = a(integers(m, k)), b(integers(k, n))
         C = integers(m, n)
         exact = (0.75 * (A.double() @ B.double()) + 0.5 * C.double()).float()
         assert torch.equal(run(0.75, A, B, 0.5, C, how=how), exact)
-        for order in LAYOUTS.values():
+        for order in LAYOUTS.values() if ON_GPU else itertools.islice(orders, 1):
             out = order(C.clone())
             assert torch.equal(run(0.75, A, B, 0.5, out, out, how), exact)
 

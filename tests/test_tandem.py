@@ -46,11 +46,15 @@ kernel = fixture_for("tandem_product")
 def test_every_layout_and_tile_keeps_the_bound(
     tile: tuple[int, int, int, int], layout: str, slices: int
 ) -> None:
-    for m, n, k in SIZES:
+    """In the interpreter one number of terms, the other one with the other number of slices."""
+    few = ["nn", "tn", "nt", "tt"].index(layout) + (slices > 1)
+    for turn, (m, n, k) in enumerate(SIZES, few):
         A = normal(k, m).t() if layout[0] == "t" else normal(m, k)
         B = normal(n, k).t() if layout[1] == "t" else normal(k, n)
-        check(tandem(*tile, slices=slices), A, B)
-        check(tandem(*tile, slices=slices, method="fp16", chunk=512), A, B)
+        if ON_GPU or turn % 2:
+            check(tandem(*tile, slices=slices), A, B)
+        if ON_GPU or not turn % 2:
+            check(tandem(*tile, slices=slices, method="fp16", chunk=512), A, B)
 
 
 @pytest.mark.parametrize("method", METHODS)
