@@ -35,6 +35,19 @@ def run_code(
         return subprocess.CompletedProcess(code, process.exitcode or 0, out, err)
 
 
+def run_script(
+    script: Path, *arguments: str | Path, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As ``python script arguments`` in a folder."""
+    given = [str(script), *map(str, arguments)]
+    return run_code(
+        f"import os, runpy, sys\n"
+        f"os.chdir({str(folder or Path.cwd())!r})\n"
+        f"sys.argv, sys.path[0] = {given!r}, {str(script.parent)!r}\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+
+
 def _run(code: str, environment: dict[str, str], out: str, err: str) -> None:
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -47,6 +60,10 @@ def _run(code: str, environment: dict[str, str], out: str, err: str) -> None:
     status = 0
     try:
         exec(compile(code, "<string>", "exec"), names)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         status = 1

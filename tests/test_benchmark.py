@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh import run_script
 from invented import (
     AXPBY,
     CPU,
@@ -246,9 +247,8 @@ def test_what_a_call_leaves_to_the_baseline_is_timed_as_the_baseline(
 
 def test_another_machines_table_is_not_timed_here(tmp_path: Path) -> None:
     write_table(tmp_path / "gpu.yaml", Table(device=GPU))
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--db", str(tmp_path / "gpu.yaml")]
     for option in ([], ["--guard"]):
-        done = subprocess.run([*command, *option], capture_output=True, text=True)
+        done = run_script(SCRIPT, "--device", "cpu", "--db", tmp_path / "gpu.yaml", *option)
         assert done.returncode == 2
         assert f"measured on {GPU}; expected a table of" in done.stderr
 

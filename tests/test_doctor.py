@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import run_script
 from invented import AXPBY, CPU, GPU, always, choice, entry, environment, write_for_this_cpu
 
 import autogemm
@@ -41,10 +40,8 @@ def test_it_prints_every_section() -> None:
 
 
 def test_the_script_prints_it() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "doctor.py"), "--device", "cpu"],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+    done = run_script(ROOT / "scripts" / "doctor.py", "--device", "cpu")
+    assert done.returncode == 0
     assert str(device_of(CPU)) in done.stdout
     assert done.stderr == ""
 

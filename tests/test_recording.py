@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh import run_script
 from invented import CPU, GPU, choice, entry, write_for_this_cpu
 from routed import every_product_tuned
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -601,11 +602,12 @@ def test_a_program_is_recorded_tuned_and_told_what_it_saves(tmp_path: Path) -> N
 
 
 def test_a_program_or_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    missing = script("record.py", "shapes.yaml", "--", "program.py", folder=tmp_path)
+    record = ROOT / "scripts" / "record.py"
+    missing = run_script(record, "shapes.yaml", "--", "program.py", folder=tmp_path)
     assert missing.returncode == 2
     assert "program is program.py; expected a Python file" in missing.stderr
     (tmp_path / "program.py").write_text("print('ran')")
-    told = script("record.py", "none/shapes.yaml", "program.py", folder=tmp_path)
+    told = run_script(record, "none/shapes.yaml", "program.py", folder=tmp_path)
     assert told.returncode == 1
     assert told.stderr.startswith("none/shapes.yaml: the recording cannot be written there")
     assert told.stdout == ""

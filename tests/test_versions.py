@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calling import python_path
+from fresh import run_script
 from invented import AXPBY, CPU, choice, entry, row, write_for_this_cpu
 
 import autogemm
@@ -79,11 +78,7 @@ def test_what_is_not_asked_for_is_not_timed(asked: dict[str, str]) -> None:
 
 
 def compared(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, CHECKOUT / "scripts" / "compare.py", *arguments, "--device", "cpu"],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": python_path()},
-    )  # fmt: skip
+    return run_script(CHECKOUT / "scripts" / "compare.py", *arguments, "--device", "cpu")
 
 
 def test_the_script_prints_a_row_for_a_choice(tmp_path: Path, changed: Path) -> None:
