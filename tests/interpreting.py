@@ -94,6 +94,18 @@ def shaped_by_type(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def united_at_once(reduce: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A reduction by "or", for which the interpreter calls a function for every element."""
+
+    def apply_impl(self: Any, given: Any) -> Any:
+        if self.combine_fn is not tl.standard._or_combine:
+            return reduce(self, given)
+        of = given[0]
+        united = np.bitwise_or.reduce(of.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(united, of.dtype)
+
+    return apply_impl
+
 def hold(handle: Any, data: Any, dtype: Any, attr: Any = None) -> None:
     """What an array and its type are kept in; that they fit was never in doubt here."""
     handle.data = data
@@ -133,6 +145,8 @@ def prepare() -> None:
     interpreter._get_np_dtype = type_by_name(interpreter._get_np_dtype)
     tl.block_type.__init__ = typed_by_shape(tl.block_type.__init__)
     tl.tensor.__init__ = shaped_by_type(tl.tensor.__init__)
+    reductions = interpreter.ReduceOps
+    reductions.apply_impl = united_at_once(reductions.apply_impl)
     interpreter.TensorHandle.__init__ = hold
     semantic = interpreter.interpreter_semantic
     semantic.to_tensor = tensors_first(semantic.to_tensor)

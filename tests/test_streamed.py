@@ -213,7 +213,7 @@ CERTIFICATES = {
     "the first block's, looked at once more": (
         "(weight < (CERTIFIED + 1.0) * ROOM)", "(weight < 0.0)"
     ),
-    "one column's, whose scales grow": ("(unit > of_first * ROOM)[None, :]", "False"),
+    "one column's, whose scales grow": ("grown = unit > of_first * ROOM", "grown = unit < 0.0"),
     "the whole slice's, where scales differ": (
         "(a_most), inverse(above_zero(unit)), i0", "(a_most), inverse(above_zero(of_first)), i0"
     ),

@@ -23,9 +23,32 @@ def any_of(condition):
 
 
 @gluon.jit
-def count_of(condition):
-    """How many elements it holds for."""
-    return gl.sum(gl.sum(condition.to(gl.int32), 1), 0)
+def places_of(condition, nothing, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr):
+    """Where in a tile of up to 256 rows and columns it holds: bits, of which ``line_of`` tells.
+
+    A place has 16 bits, 8 of its row and 8 of its column. The lower half has those that are 1 in
+    any place, the upper those that are 0 in any. ``|`` unites two sets; none is 0. ``nothing`` is
+    0, but where the compiler does not know it, it computes places where they are asked for.
+    """
+    r = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
+    q = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
+    place = ((r << 24) ^ (r << 8))[:, None] ^ ((q << 16) ^ q ^ nothing)[None, :] ^ -0x10000
+    return gl.reduce_or(gl.where(condition, place, 0), None)
+
+
+@gluon.jit
+def line_of(places, LINES: gl.constexpr, BM: gl.constexpr):
+    """The one row or column that holds all ``places``.
+
+    A row's number, a column's behind all of the rows', -1 where there is none (unless LINES there
+    never is), -2 where there are no places.
+    """
+    line = places * 0 - 1
+    if LINES:
+        vary = places & (places >> 16)  # bits that are 1 in one place and 0 in another
+        line = gl.where((vary & 0xFF) == 0, BM + (places & 0xFF), -1)
+        line = gl.where((vary & 0xFF00) == 0, (places >> 8) & 0xFF, line)
+    return gl.where(places == 0, -2, line)
 
 
 @gluon.jit
@@ -48,25 +71,27 @@ def least_of_rows(x, rows, cols, BM: gl.constexpr, BN: gl.constexpr, L: gl.const
 
 @gluon.jit
 def look_over(
-    x, doubt, rows, cols, ALL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
+    x, doubt, rows, cols, WITHIN: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
 ):  # fmt: skip
-    """How many elements of a tile are inf or NaN, and whether any row is in ``doubt`` (1, else 0).
+    """``places_of`` elements that are inf or NaN, and whether a row is in ``doubt`` (1, else 0).
 
-    Unless ALL, the number is 1 for any of them.
+    Where elements beyond the matrix are zeros of an operand times elements of the other, they are
+    bad only in rows and columns that are within; else WITHIN leaves them out.
     """
     # NaN where one is inf or NaN: all that ordinary tiles take.
     sums = gl.sum(gl.sum(x * 0.0, 1) + doubt, 0)
-    number = rows * 0
+    places = rows * 0
     doubtful = (sums > 0).to(gl.int32)
     if sums != sums:
-        # 0: no sum is a signalling NaN. The compiler, which cannot know, makes masks here and not,
-        # for every tile, before the loop.
+        # 0: no sum is a signalling NaN. The compiler, which cannot know, makes masks and places
+        # here and not, for every tile, before the loop.
         nothing = (sums.to(gl.int32, bitcast=True) == 0x7F800001).to(gl.int32)
         bad = (gl.abs(x) < float("inf")) == 0
-        bad &= within(rows + nothing, cols + nothing, BM, BN, L)
-        number = count_of(bad) if ALL else any_of(bad)
+        if WITHIN:
+            bad &= within(rows + nothing, cols + nothing, BM, BN, L)
+        places = places_of(bad, nothing, BM, BN, L)
         doubtful = (gl.max(doubt, 0) > 0).to(gl.int32)
-    return number, doubtful
+    return places, doubtful
 
 
 @gluon.jit

@@ -7,8 +7,8 @@ hi·hi are added in one accumulator, which is promoted to a float32 total every 
 The first block's sum of |hi·hi| certifies the tile where it is so large that what the terms
 lose of small elements cannot matter; else the total itself may, or that sum over the whole
 slice. What is left, and sums where an element is inf or NaN or, with lower scales, still outgrew
-fp16, are computed again in IEEE arithmetic (``kernels/settle.py``): without lower scales, if no
-more are wrong than one row or column has, and then only that row or column, if they lie in one.
+fp16, are computed again in IEEE arithmetic (``kernels/settle.py``): without lower scales, and only
+one row or column, if they lie in one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autogemm.kernels.operands import described, load_either
 from autogemm.kernels.raster import is_gram, tile_count, tile_origin, triangle_origin
 from autogemm.kernels.reduce import finish, target_of
 from autogemm.kernels.scales import inverse, largest, reach_of, scale_of
-from autogemm.kernels.settle import mark, settle
+from autogemm.kernels.settle import line_of, places_of, settle
 from autogemm.kernels.split_product import Tiling
 
 _CERTIFIED = tl.constexpr(2.0**19)
@@ -52,18 +52,20 @@ def _least_of(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def _number_of_bad(x, rows, cols, BM: tl.constexpr, BN: tl.constexpr):
-    """How many elements of a tile are inf or NaN."""
+def _places_of_bad(x, BM: tl.constexpr, BN: tl.constexpr):
+    """``places_of`` the elements of a tile that are inf or NaN.
+
+    Those beyond the matrix, zeros of an operand times elements of the other, are so only in a row
+    or a column that is within.
+    """
     sums = tl.sum(tl.sum(x * 0.0, 1), 0)  # NaN where one is: all that ordinary tiles take
-    number = rows * 0
+    places = 0
     if sums != sums:
-        # 0: no sum is a signalling NaN. The compiler, which cannot know, makes masks here and not,
+        # 0: no sum is a signalling NaN. The compiler, which cannot know, makes places here and not,
         # for every tile, before the loop.
         nothing = (sums.to(tl.int32, bitcast=True) == 0x7F800001).to(tl.int32)
-        bad = (tl.abs(x) < float("inf")) == 0
-        bad &= within(rows + nothing, cols + nothing, BM, BN)
-        number = tl.sum(tl.sum(bad.to(tl.int32), 1), 0)
-    return number
+        places = places_of((tl.abs(x) < float("inf")) == 0, nothing, BM, BN)
+    return places
 
 
 @triton.jit
@@ -103,8 +105,8 @@ def compute_tile(
     STAGES: tl.constexpr, GUARD: tl.constexpr, GRAM: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Write the tile at i0, j0 of the products over k in [first, last): all that a program does."""
-    # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
-    LINE: tl.constexpr = max(BM, BN) if GUARD and not SHARED else 0
+    # Whether a row or a column that is bad is computed by itself.
+    LINES: tl.constexpr = GUARD and not SHARED
     x, y = load_either(a_tiles, b_tiles, a_z, b_z, i0, j0, first, A_T, B_T)
     a_down = scale_of(largest(x, 1))
     b_down = scale_of(largest(y, 0))
@@ -115,8 +117,9 @@ def compute_tile(
         doubtful = (least < _CERTIFIED + 1.0).to(tl.int32)
     total = tl.zeros((BM, BN), dtype=tl.float32)
     attempts = 0
-    wrong = BM * BN
-    while (wrong > LINE) & (attempts < 2):
+    places = 0
+    line = -1
+    while (line == -1) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
             a_down, b_down = _safe_scales(
                 a_tiles, b_tiles, a_z, b_z, i0, j0, first, last, A_T, B_T, BK
@@ -144,7 +147,8 @@ def compute_tile(
                 in_chunk = 0
         total += part * (1.0 + gain * in_chunk)
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong = _number_of_bad(total, m - i0, n - j0, BM, BN)
+        places = _places_of_bad(total, BM, BN)
+        line = line_of(places, LINES, BM)
         attempts += 1
     if doubtful > 0:
         light = (tl.abs(total) < _CERTIFIED) & within(m - i0, n - j0, BM, BN)
@@ -165,7 +169,7 @@ def compute_tile(
             GRAM, BM, BN,
         )  # fmt: skip
     if GUARD:
-        if (doubtful > 0) & (wrong <= LINE):
+        if (doubtful > 0) & (line != -1):
             weight = _weight(
                 a_tiles, b_tiles, a_z, b_z, a_down, b_down, i0, j0, first, last, A_T, B_T, BM, BN,
                 BK,
@@ -173,18 +177,15 @@ def compute_tile(
             # What underflows to 2^-24 weighs too much, by 2^-8 a product at most.
             enough = _CERTIFIED + (last - first) * 0.0078125
             light = within(m - i0, n - j0, BM, BN) & (weight < enough) & (weight != 0)
-            wrong = tl.maximum(wrong, tl.sum(tl.sum(light.to(tl.int32), 1), 0))
-            if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
-                if wrong <= LINE:
-                    mark(light, out, i0, j0, out_row, out_col, BM, BN)
-        if wrong > 0:
+            line = line_of(places | places_of(light, 0, BM, BN), LINES, BM)
+        if line > -2:
             settle(
-                a, b, reach_of(a_down), reach_of(b_down), c, out, wrong, i0, j0, m, n, first, last,
+                a, b, reach_of(a_down), reach_of(b_down), c, out, line, i0, j0, m, n, first, last,
                 chunk_blocks * BK // 2, a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col,
-                alpha, beta, HAS_C, ROWS, A_T, B_T, GRAM, LINE, BM, BN,
+                alpha, beta, HAS_C, ROWS, A_T, B_T, GRAM, BM, BN,
             )  # fmt: skip
     if SHARED:  # noqa: SIM102
-        if (wrong == 0) or not GUARD:
+        if (line == -2) or not GUARD:
             store_both(
                 total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C,
                 ROWS, GRAM, BM, BN,

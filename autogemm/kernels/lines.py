@@ -1,6 +1,6 @@
 """One row or column of a tile, what one bad element spoils, in IEEE arithmetic (Gluon).
 
-It is found in what was stored. Where the bad element's product outweighs all others of a sum, so
+Where the bad element's product outweighs all others of a sum, so
 that they may be left out, that product is the line, and hardly anything is read. Else the other
 operand is, a block of k at a time. A sum is one over a block, in some order, of chains of one
 element a block: at most P/B + B roundings for P elements in blocks of B.
@@ -12,107 +12,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from autogemm.kernels.checks import any_of, count_of, within
-from autogemm.kernels.warpgroups import (
-    arrive,
-    barrier,
-    bring,
-    in_memory,
-    in_registers,
-    write_again,
-)
+from autogemm.kernels.warpgroups import arrive, barrier, bring, in_registers
 
 _NEGLIGIBLE = gl.constexpr(2.0**27)
 """Once more than the others of a sum together: these are an eighth of a unit of its bound."""
 _STEPS = gl.constexpr(16)
 """For so many steps the line's own elements are read at a time, while the steps before last."""
-
-
-@gluon.jit
-def mark(
-    light, wrong, out, i0, j0, out_row, out_col, LINE: gl.constexpr, BM: gl.constexpr,
-    BN: gl.constexpr, L: gl.constexpr,
-):  # fmt: skip
-    """How many elements of a tile are ``light``, or ``wrong`` if that is more.
-
-    1 for any number of them unless LINE; up to LINE of them become NaN in the tile as it was
-    stored. L is the layout of ``light``.
-    """
-    if LINE > 0:
-        wrong = gl.maximum(wrong, count_of(light))  # an inf weighs little, too
-        if wrong <= LINE:
-            _make_nan(light, out, i0, j0, out_row, out_col, BM, BN, L)
-    else:
-        wrong = any_of(light)
-    return wrong
-
-
-@gluon.jit
-def _make_nan(
-    where, out, i0, j0, out_row, out_col, BM: gl.constexpr, BN: gl.constexpr, L: gl.constexpr
-):  # fmt: skip
-    i = (i0 + gl.arange(0, BM, layout=gl.SliceLayout(1, L))).to(gl.int64)
-    j = (j0 + gl.arange(0, BN, layout=gl.SliceLayout(0, L))).to(gl.int64)
-    nan = gl.zeros([BM, BN], gl.float32, L) + float("nan")
-    barrier()  # whichever thread stored an element is to have done so
-    gl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=where)
-
-
-@gluon.jit
-def are_in_one(light):
-    """Whether the elements of a tile for which it holds share a row or a column."""
-    rows = gl.sum(gl.max(light.to(gl.int32), 1), 0)
-    cols = gl.sum(gl.max(light.to(gl.int32), 0), 0)
-    return (rows <= 1) | (cols <= 1)
-
-
-@gluon.jit
-def line_in(
-    out, i0, j0, m, n, out_row, out_col, OUT_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    W: gl.constexpr,
-):  # fmt: skip
-    """The one line that holds all that is inf or NaN of a stored tile in which something is.
-
-    A row's number, a column's behind all of the rows', or -1 where there is no such line. OUT_T as
-    ``warpgroups.store`` has it.
-    """
-    L: gl.constexpr = in_memory(0, OUT_T, BM, BN, W)
-    barrier()
-    i = gl.arange(0, BM, layout=gl.SliceLayout(1, L))
-    j = gl.arange(0, BN, layout=gl.SliceLayout(0, L))
-    x = gl.load(
-        out + ((i0 + i).to(gl.int64)[:, None] * out_row + (j0 + j).to(gl.int64)[None, :] * out_col),
-        mask=within(m - i0, n - j0, BM, BN, L),
-        other=0.0,
-    )
-    is_bad = ((gl.abs(x) < float("inf")) == 0).to(gl.int32)
-    # How many there are in the upper half, the sum of their numbers in the lower.
-    rows = gl.sum(gl.max(is_bad, 1) * (65536 + i), 0)
-    cols = gl.sum(gl.max(is_bad, 0) * (65536 + j), 0)
-    line = gl.where(cols >> 16 == 1, BM + (cols & 65535), -1)
-    return gl.where(rows >> 16 == 1, rows & 65535, line)
-
-
-@gluon.jit
-def line_or_tile(
-    a, b, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
-    out_row, out_col, alpha, beta, HAS_C: gl.constexpr, ROWS: gl.constexpr, OUT_T: gl.constexpr,
-    GRAM: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, LINE: gl.constexpr, W: gl.constexpr,
-):  # fmt: skip
-    """What ``line_in`` finds, if up to LINE elements are ``wrong``; else -1.
-
-    Where something is wrong and it is -1, the tile is computed again.
-    """
-    line = first * 0 - 1
-    if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
-        if (wrong > 0) & (wrong <= LINE):
-            line = line_in(out, i0, j0, m, n, out_row, out_col, OUT_T, BM, BN, W)
-    if (wrong > 0) & (line < 0):
-        write_again(
-            a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
-            out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, W,
-        )  # fmt: skip
-    return line
 
 
 @gluon.jit
@@ -122,7 +27,7 @@ def _outlier(x, x_k, first, last, W: gl.constexpr):
     As integers compare, NaN being the largest.
     """
     L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
-    SIZE: gl.constexpr = 512 * W  # sixteen elements to a thread
+    SIZE: gl.constexpr = 256 * W  # eight elements to a thread
     each = gl.arange(0, SIZE, layout=L)
     most = gl.zeros([SIZE], gl.int32, L)
     next_most = gl.zeros([SIZE], gl.int32, L)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from autogemm.kernels.epilogue import ieee_tile, store_both, within
+from autogemm.kernels.epilogue import ieee_tile, store_both
 
 _AT_ONCE = tl.constexpr(8192)
 """Elements of the other operand that are on their way at a time, of small tiles fewer."""
+_LOOKED_AT = tl.constexpr(1024)
+"""Elements of a line that are looked over at a time: few instructions, each fetched for once."""
 _STAGES = tl.constexpr(3)
 """Blocks of k that are on their way where a whole tile is computed again."""
 _NEGLIGIBLE = tl.constexpr(2.0**27)
@@ -20,33 +22,23 @@ _NEGLIGIBLE = tl.constexpr(2.0**27)
 
 
 @triton.jit
-def mark(wrong, out, i0, j0, out_row, out_col, BM: tl.constexpr, BN: tl.constexpr):
-    """Make NaN of elements of a tile that was stored."""
-    i = (i0 + tl.arange(0, BM)).to(tl.int64)
-    j = (j0 + tl.arange(0, BN)).to(tl.int64)
-    nan = tl.full((BM, BN), float("nan"), tl.float32)
-    tl.debug_barrier()  # whichever thread stored an element is to have done so
-    tl.store(out + (i[:, None] * out_row + j[None, :] * out_col), nan, mask=wrong)
+def places_of(condition, nothing, BM: tl.constexpr, BN: tl.constexpr):
+    """As in ``kernels/checks.py``."""
+    r = tl.arange(0, BM)
+    q = tl.arange(0, BN)
+    place = ((r << 24) ^ (r << 8))[:, None] ^ ((q << 16) ^ q ^ nothing)[None, :] ^ -0x10000
+    return tl.reduce_or(tl.where(condition, place, 0), None)
 
 
 @triton.jit
-def _line_in(out, i0, j0, m, n, out_row, out_col, BM: tl.constexpr, BN: tl.constexpr):
-    """The one line that holds all that is inf or NaN of a stored tile in which something is.
-
-    A row's number, a column's behind all of the rows', or -1 where there is no such line.
-    """
-    r = tl.arange(0, BM)
-    q = tl.arange(0, BN)
-    x = tl.load(
-        out + ((i0 + r).to(tl.int64)[:, None] * out_row + (j0 + q).to(tl.int64)[None, :] * out_col),
-        mask=within(m - i0, n - j0, BM, BN),
-        other=0.0,
-    )
-    is_bad = ((tl.abs(x) < float("inf")) == 0).to(tl.int32)
-    rows = tl.max(is_bad, 1)
-    cols = tl.max(is_bad, 0)
-    line = tl.where(tl.sum(cols, 0) == 1, BM + tl.sum(cols * q, 0), -1)
-    return tl.where(tl.sum(rows, 0) == 1, tl.sum(rows * r, 0), line)
+def line_of(places, LINES: tl.constexpr, BM: tl.constexpr):
+    """As in ``kernels/checks.py``."""
+    line = places * 0 - 1
+    if LINES:
+        vary = places & (places >> 16)
+        line = tl.where((vary & 0xFF) == 0, BM + (places & 0xFF), -1)
+        line = tl.where((vary & 0xFF00) == 0, (places >> 8) & 0xFF, line)
+    return tl.where(places == 0, -2, line)
 
 
 @triton.jit
@@ -169,23 +161,19 @@ def _store_outlier(
 
 @triton.jit(noinline=True)
 def settle(
-    a, b, a_reach, b_reach, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k,
+    a, b, a_reach, b_reach, c, out, line, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k,
     c_row, c_col, out_row, out_col, alpha, beta, HAS_C: tl.constexpr, ROWS: tl.constexpr,
-    A_T: tl.constexpr, B_T: tl.constexpr, GRAM: tl.constexpr, LINE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    A_T: tl.constexpr, B_T: tl.constexpr, GRAM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile again over k in [first, last), and write it: sums of ``chunk`` elements each.
 
-    If no more than LINE of its elements are ``wrong``, and what is inf or NaN as it was stored lies
-    in a single row or column, only that is computed. Finite elements of A and B are below
-    ``a_reach`` and ``b_reach``; other lines prove all to be finite that are multiplied by this one.
+    If there is a ``line`` (``line_of``) that holds all that is wrong, only that is computed. Finite
+    elements of A and B are below ``a_reach`` and ``b_reach``; other lines prove all to be finite
+    that are multiplied by this one.
     """
     # Small tiles share a multiprocessor with many others while these take few registers.
     AT_ONCE: tl.constexpr = BM * BN if BM * BN < _AT_ONCE // 2 else _AT_ONCE
     tl.debug_barrier()  # whichever thread stored an element is to have done so
-    line = i0 * 0 - 1
-    if wrong <= LINE:
-        line = _line_in(out, i0, j0, m, n, out_row, out_col, BM, BN)
     if line < 0:
         again = ieee_tile(
             a, b, i0, j0, m, n, first, last, chunk, 1 if A_T else a_row, a_k if A_T else 1,
@@ -203,7 +191,7 @@ def settle(
         if m - i0 > 1:
             is_done = _store_outlier(
                 x, a_k, y, b_k, b_row, b_reach, first, last, c, out, i, j0, n - j0, i0 != j0,
-                c_row, c_col, out_row, out_col, alpha, beta, HAS_C, GRAM, BN, AT_ONCE // 2,
+                c_row, c_col, out_row, out_col, alpha, beta, HAS_C, GRAM, BN, _LOOKED_AT,
             )  # fmt: skip
         if is_done == 0:
             row = _line(
@@ -221,7 +209,7 @@ def settle(
         if n - j0 > 1:
             is_done = _store_outlier(
                 x, b_k, y, a_k, a_row, a_reach, first, last, c, out, j, i0, m - i0, i0 != j0,
-                c_col, c_row, out_col, out_row, alpha, beta, HAS_C, GRAM, BM, AT_ONCE // 2,
+                c_col, c_row, out_col, out_row, alpha, beta, HAS_C, GRAM, BM, _LOOKED_AT,
             )  # fmt: skip
         if is_done == 0:
             col = _line(

@@ -18,7 +18,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.checks import CERTIFIED, FEW_CHUNKS, any_of, look_over, stretches, within
+from autogemm.kernels.checks import (
+    CERTIFIED,
+    FEW_CHUNKS,
+    any_of,
+    line_of,
+    look_over,
+    stretches,
+    within,
+)
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.reduce import finish
@@ -123,11 +131,12 @@ def _streamed_kernel(
         doubt = gl.convert_layout(doubt, gl.SliceLayout(1, MMA))
     total = gl.zeros([BM, BN], gl.float32, MMA)
     unit = first_unit
-    # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
-    LINE: gl.constexpr = (BM if BM > BN else BN) if GUARD and not SHARED and TERMS == 2 else 0
+    # Whether a row or a column that is bad is computed by itself.
+    LINES: gl.constexpr = GUARD and not SHARED and TERMS == 2
     attempts = zero
-    wrong = zero + (LINE + 1)
-    while (wrong > LINE) & (attempts < 2):
+    places = zero
+    line = zero - 1
+    while (line == -1) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
             doubt += 1.0
             most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
@@ -197,7 +206,8 @@ def _streamed_kernel(
             scale += n
         barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong, doubtful = look_over(total, doubt, m - i0, n - j0, LINE > 0, BM, BN, MMA)
+        places, doubtful = look_over(total, doubt, m - i0, n - j0, True, BM, BN, MMA)
+        line = line_of(places, LINES, BM)
         attempts += 1
     if GUARD:
         # What the first block certified was in units of its own.
@@ -218,16 +228,15 @@ def _streamed_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, False, BM, BN, W,
         )  # fmt: skip
-    if GUARD:
-        if (doubtful > 0) | (wrong > 0):
+    wrong = zero
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
+        if (doubtful > 0) | (places != 0):
             wrong = settle(
                 a, b, reach_of(a_down), gl.max(unit, 0) * _LARGEST, scales, c, out, doubtful,
-                attempts, wrong, i0, j0, m, n, first, first + length, chunk_blocks * BK, a_row,
-                a_k, b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, A_T,
-                OUT_T, BM, BN, BK, LINE, W,
+                attempts, places, i0, j0, m, n, first, first + length, chunk_blocks * BK,
+                a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+                A_T, OUT_T, BM, BN, BK, LINES, W,
             )  # fmt: skip
-    else:
-        wrong = zero  # nobody computes it again
     if SHARED:  # noqa: SIM102 - together they would not be decided when compiled
         if wrong == 0:  # what was added was kept until then: the result takes its place
             store(

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from autogemm.kernels.checks import CERTIFIED, any_of, least_of_rows, look_over, within
+from autogemm.kernels.checks import CERTIFIED, any_of, least_of_rows, line_of, look_over, within
 from autogemm.kernels.epilogue import rows_of
 from autogemm.kernels.launch import ceil_div, launch
 from autogemm.kernels.raster import is_gram, tile_count
@@ -130,11 +130,12 @@ def _tandem_kernel(
         least = least_of_rows(weight, m - i0, n - j0, BM, BN, MMA)
         doubt = gl.where(least < CERTIFIED + 1.0, 1.0, 0.0)
     total = gl.zeros([BM, BN], gl.float32, MMA)
-    # Bad elements beyond so many make no single line; 0 where no line is computed by itself.
-    LINE: gl.constexpr = (BM if BM > BN else BN) if GUARD and not SHARED and TERMS == 2 else 0
+    # Whether a row or a column that is bad is computed by itself.
+    LINES: gl.constexpr = GUARD and not SHARED and TERMS == 2
     attempts = zero
-    wrong = zero + (LINE + 1)
-    while (wrong > LINE) & (attempts < 2):
+    places = zero
+    line = zero - 1
+    while (line == -1) & (attempts < 2):
         if attempts > 0:  # an element outgrew fp16: by the largest ones none does
             doubt += 1.0
             a_most = gl.zeros([BM], gl.float32, gl.SliceLayout(1, LA))
@@ -199,7 +200,8 @@ def _tandem_kernel(
             total += part * (1.0 + gain * (2 * (stop - start)))
         barrier()
         # An element beyond fp16 is inf in hi, so that every sum it enters is inf or NaN.
-        wrong, doubtful = look_over(total, doubt, m - i0, n - j0, LINE > 0, BM, BN, MMA)
+        places, doubtful = look_over(total, doubt, m - i0, n - j0, False, BM, BN, MMA)
+        line = line_of(places, LINES, BM)
         attempts += 1
     if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
         if doubtful > 0:
@@ -216,16 +218,15 @@ def _tandem_kernel(
             total, c, out, i0, j0, m, n, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
             OUT_T, GRAM, BM, BN, W,
         )  # fmt: skip
-    if GUARD:
-        if (doubtful > 0) | (wrong > 0):
+    wrong = zero
+    if GUARD:  # noqa: SIM102 - together they would not be decided when compiled
+        if (doubtful > 0) | (places != 0):
             wrong = settle(
                 a_tiles, b_tiles, a, b, reach_of(a_down), reach_of(b_down), c, out, doubtful,
-                attempts, wrong, i0, j0, m, n, first, first + length, chunk_pairs * BK, a_row, a_k,
-                b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, A_T, B_T,
-                OUT_T, GRAM, BM, BN, STAGES, LINE, W,
+                attempts, places, i0, j0, m, n, first, first + length, chunk_pairs * BK,
+                a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C, ROWS,
+                A_T, B_T, OUT_T, GRAM, BM, BN, STAGES, LINES, W,
             )  # fmt: skip
-    else:
-        wrong = zero  # nobody computes it again
     if SHARED:  # noqa: SIM102
         if wrong == 0:  # what was added was kept until then: the result takes its place
             store(

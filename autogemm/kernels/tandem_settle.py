@@ -13,19 +13,27 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from autogemm.kernels.lines import line_beside_tiles, line_or_tile, mark, store_line
+from autogemm.kernels.checks import line_of, places_of
+from autogemm.kernels.lines import line_beside_tiles, store_line
 from autogemm.kernels.tandem_steps import BLOCK
-from autogemm.kernels.warpgroups import barrier, barriers_of, by_tma, scale_of, weighing
+from autogemm.kernels.warpgroups import (
+    barrier,
+    barriers_of,
+    by_tma,
+    scale_of,
+    weighing,
+    write_again,
+)
 from autogemm.kernels.weights import most_of, too_light, weight_of
 
 
 @gluon.jit(noinline=True)
-def _number_of_light(
-    a, b, out, attempts, wrong, i0, j0, m, n, first, last, a_row, a_k, b_row, b_k, out_row, out_col,
-    A_T: gl.constexpr, B_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, LINE: gl.constexpr,
+def _line_in_doubt(
+    a, b, attempts, places, i0, j0, m, n, first, last, a_row, a_k, b_row, b_k,
+    A_T: gl.constexpr, B_T: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, LINES: gl.constexpr,
     W: gl.constexpr,
 ):  # fmt: skip
-    """``mark`` the elements for which the products of the larger terms weigh too little.
+    """``line_of`` elements that are bad and those whose products of larger terms weigh too little.
 
     ``attempts`` says by which scales the tile was computed, those of the first block or of all.
     """
@@ -38,41 +46,41 @@ def _number_of_light(
         A_T, B_T, BM, BN, W,
     )  # fmt: skip
     light = too_light(weight, last - first, m - i0, n - j0, BM, BN, L)
-    return mark(light, wrong, out, i0, j0, out_row, out_col, LINE, BM, BN, L)
+    return line_of(places | places_of(light, 0, BM, BN, L), LINES, BM)
 
 
 @gluon.jit(noinline=True)
 def settle(
-    a_tiles, b_tiles, a, b, a_reach, b_reach, c, out, doubtful, attempts, wrong, i0, j0, m, n,
-    first, last, chunk,
-    a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta, HAS_C: gl.constexpr,
-    ROWS: gl.constexpr, A_T: gl.constexpr, B_T: gl.constexpr, OUT_T: gl.constexpr,
-    GRAM: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-    LINE: gl.constexpr, W: gl.constexpr,
+    a_tiles, b_tiles, a, b, a_reach, b_reach, c, out, doubtful, attempts, places, i0, j0, m, n,
+    first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col, out_row, out_col, alpha, beta,
+    HAS_C: gl.constexpr, ROWS: gl.constexpr, A_T: gl.constexpr, B_T: gl.constexpr,
+    OUT_T: gl.constexpr, GRAM: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    STAGES: gl.constexpr, LINES: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     """Compute a tile again over k in [first, last), sums of ``chunk`` elements each, and write it.
 
-    If no more than LINE of its elements are ``wrong``, and what is inf or NaN as it was stored lies
-    in a single row or column, only that is computed. Finite elements of A and B are below
-    ``a_reach`` and ``b_reach``. The tile is weighed if it is ``doubtful``. Returned is how many of
-    its elements were wrong, 0 for none, so that the kernel need not write it.
+    ``places`` are ``places_of`` the elements that are bad. The tile is weighed if it is
+    ``doubtful``; if LINES and all that is bad or weighs too little lies in a single row or column,
+    only that is computed. Finite elements of A and B are below ``a_reach`` and ``b_reach``.
+    Returned is whether anything was written.
     """
     # Whoever has come is done with the kernel's shared memory and has stored the tile; that the
     # compiler looks into what a function does before its first barrier is not to be relied on.
     barrier()
     BK: gl.constexpr = BLOCK
-    is_open = (wrong <= LINE) if LINE > 0 else (wrong == 0)
-    if (doubtful > 0) & is_open:
-        wrong = _number_of_light(
-            a, b, out, attempts, wrong, i0, j0, m, n, first, last, 1 if A_T else a_row,
-            a_k if A_T else 1, b_row if B_T else 1, 1 if B_T else b_k, out_row, out_col, A_T, B_T,
-            BM, BN, LINE, W,
+    line = line_of(places, LINES, BM)
+    if (doubtful > 0) & (line != -1):
+        line = _line_in_doubt(
+            a, b, attempts, places, i0, j0, m, n, first, last, 1 if A_T else a_row,
+            a_k if A_T else 1, b_row if B_T else 1, 1 if B_T else b_k, A_T, B_T, BM, BN, LINES,
+            W,
         )  # fmt: skip
-    line = line_or_tile(
-        a, b, c, out, wrong, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row,
-        c_col, out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, LINE, W,
-    )  # fmt: skip
-    if LINE > 0:  # noqa: SIM102 - together they would not be decided when compiled
+    if line == -1:
+        write_again(
+            a, b, c, out, i0, j0, m, n, first, last, chunk, a_row, a_k, b_row, b_k, c_row, c_col,
+            out_row, out_col, alpha, beta, HAS_C, ROWS, OUT_T, GRAM, BM, BN, W,
+        )  # fmt: skip
+    if LINES:  # noqa: SIM102 - together they would not be decided when compiled
         if line >= 0:
             # Lines beside this one prove the other operand to be finite. What two operands'
             # stages took is there for one's.
@@ -108,4 +116,4 @@ def settle(
                     col, c, out, j0 + line - BM, i0, m - i0, i0 != j0, c_col, c_row, out_col,
                     out_row, alpha, beta, HAS_C, GRAM, BM, W,
                 )  # fmt: skip
-    return wrong
+    return (line > -2).to(gl.int32)
