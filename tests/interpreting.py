@@ -18,6 +18,9 @@ import triton.language as tl
 from decided_once import decided_once
 from triton.runtime import interpreter
 
+DECIDED_ANEW = interpreter._patch_builtin
+"""What puts the interpreter's members in the place of the language's, as it comes."""
+
 
 def dot_of_bfloat16(dot: Callable[..., Any]) -> Callable[..., Any]:
     """The interpreter's dot product, which takes the bits of bfloat16 for integers, mended."""
@@ -105,6 +108,7 @@ def united_at_once(reduce: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
         return self.to_tensor(united, of.dtype)
 
     return apply_impl
+
 
 def hold(handle: Any, data: Any, dtype: Any, attr: Any = None) -> None:
     """What an array and its type are kept in; that they fit was never in doubt here."""

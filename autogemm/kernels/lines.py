@@ -1,9 +1,9 @@
 """One row or column of a tile, what one bad element spoils, in IEEE arithmetic (Gluon).
 
-Where the bad element's product outweighs all others of a sum, so
-that they may be left out, that product is the line, and hardly anything is read. Else the other
-operand is, a block of k at a time. A sum is one over a block, in some order, of chains of one
-element a block: at most P/B + B roundings for P elements in blocks of B.
+Where the bad element's product outweighs all others of a sum, so that they may be left out, that
+product is the line, and hardly anything is read. Else the other operand is, a block of k at a time.
+A sum is one over a block, in some order, of chains of one element a block: at most P/B + B
+roundings for P elements in blocks of B.
 """
 
 from __future__ import annotations
@@ -217,7 +217,6 @@ def line_beside_memory(
     """As ``line_of_memory``, and ``line_beside_tiles``."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
     row = gl.zeros([WIDE], gl.float32, L)
-    barrier()  # before the line is written, whoever looks for it in memory is to have done so
     is_done = is_finite
     if is_finite:
         row, is_done = by_outlier(x, x_k, y, y_k, y_col, cols, reach, first, last, WIDE, W)
