@@ -25,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error::autogemm.errors.DatabaseWarning")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for every core and one more: some tests wait for processes that they have started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def read_settings() -> dict[str, object]:
     """Every process-wide setting that decides what torch's products compute."""
     matmul = torch.backends.cuda.matmul
